@@ -1,0 +1,261 @@
+"""The same interpreter, compiled: any rule's program as index and weight arrays, run by one numba kernel.
+
+Small games run for 10⁴–10⁶ steps spend their time in Python between numpy calls; here a whole chunk of
+iterations is one call. The kernel knows no rule: it evaluates mirror steps, shares copies and reuses known
+payoff vectors exactly as `nashpref.interpreter` does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from nashpref.games.matrix import MatrixGame
+from nashpref.interpreter import Iterate, Rows, State
+from nashpref.mirror import MirrorStep, ScheduledRule, UpdateRule
+from nashpref.policies import FloatArray, IntArray
+
+
+class Encoding(NamedTuple):
+    """Programs as arrays. Program p has the steps `first_step[p]:first_step[p+1]`; step s writes name
+    `to[s]` from the terms `first_term[s]:first_term[s+1]`; term k adds `weights[k, t or 0]` times the log
+    (`is_payoff[k] == 0`) or the payoff vector of name `source[k]`. `copied[s]` is the name copied, or −1.
+    `which[t]` is the program of iteration t of the chunk.
+    """
+
+    which: IntArray
+    first_step: IntArray
+    to: IntArray
+    copied: IntArray
+    first_term: IntArray
+    source: IntArray
+    is_payoff: IntArray
+    weights: FloatArray
+
+
+def encode(rule: UpdateRule, start: int, stop: int, index: dict[str, int]) -> Encoding:
+    """Encode iterations start..stop−1 of `rule`; names that are new to `index` are added to it.
+
+    A scheduled rule is asked once, with an array of step sizes; any other rule iteration by iteration, and
+    equal tuples are encoded once.
+    """
+    programs: list[Sequence[MirrorStep]] = []
+    which = np.zeros(stop - start, dtype=np.int64)
+    if isinstance(rule, ScheduledRule):
+        etas = rule.step_sizes(start, stop)
+        programs.append(rule.program(etas if np.ptp(etas) > 0.0 else float(etas[0])))
+    else:
+        known: dict[int, int] = {}
+        for t in range(start, stop):
+            program = rule.steps(t)
+            if id(program) not in known:
+                known[id(program)] = len(programs)
+                programs.append(program)  # keeps it alive, so that its id is not used again
+            which[t - start] = known[id(program)]
+
+    first_step, to, copied, first_term = [0], [], [], [0]
+    source: list[int] = []
+    is_payoff: list[int] = []
+    weights: list[Any] = []
+    for program in programs:
+        for step in program:
+            for terms, flag in ((step.anchors, 0), (step.payoffs, 1)):
+                for name, weight in terms.items():
+                    source.append(index.setdefault(name, len(index)))
+                    is_payoff.append(flag)
+                    weights.append(weight)
+            to.append(index.setdefault(step.to, len(index)))
+            copied.append(-1 if step.copied is None else index[step.copied])
+            first_term.append(len(source))
+        first_step.append(len(to))
+    columns = max((np.size(weight) for weight in weights), default=1)
+    table = np.empty((len(weights), columns))
+    for row, weight in zip(table, weights, strict=True):
+        row[:] = weight
+    return Encoding(
+        which=which,
+        first_step=_ints(first_step),
+        to=_ints(to),
+        copied=_ints(copied),
+        first_term=_ints(first_term),
+        source=_ints(source),
+        is_payoff=_ints(is_payoff),
+        weights=table,
+    )
+
+
+def _ints(values: list[int]) -> IntArray:
+    return np.array(values, dtype=np.int64)
+
+
+def advance_compiled(
+    game: MatrixGame,
+    rule: UpdateRule,
+    state: State,
+    until: int,
+    grid: IntArray,
+    rows: Rows,
+    stop: threading.Event,
+) -> None:
+    """As `nashpref.interpreter.advance`; `stop` is only seen between chunks."""
+    rows.steps[: len(grid)], rows.filled = grid, len(grid)
+    if until == state.step:
+        return
+    index = {name: k for k, name in enumerate(state.policies)}
+    code = encode(rule, state.step, until, index)
+    names = list(index)
+    batch, n = game.batch or 1, game.n
+    log_policies = np.stack([state.policies[name].log_policy for name in names]).reshape(-1, batch, n)
+    policies = np.stack([state.policies[name].policy for name in names]).reshape(-1, batch, n)
+    row_at = np.full(until - state.step, -1, dtype=np.int64)
+    row_at[grid - state.step - 1] = np.arange(len(grid))
+    payoff_sum = np.zeros((batch, n)) if state.payoff_sum is None else state.payoff_sum.reshape(batch, n)
+    shape = (-1, batch, n)
+    complete = _run(
+        game.payoffs.reshape(batch, n, n),
+        index["current"],
+        log_policies,
+        policies,
+        state.policy_sum.reshape(batch, n),
+        payoff_sum,
+        state.payoff_sum is not None,
+        state.step,
+        *code,
+        row_at,
+        rows.log_policy.reshape(shape),
+        rows.payoff.reshape(shape),
+        rows.average.reshape(shape),
+        rows.average_payoff.reshape(shape),
+    )
+    for k, name in enumerate(names):
+        log_pi, pi = (array[k].reshape(game.policy_shape) for array in (log_policies, policies))
+        state.policies[name] = Iterate(game, log_pi, pi)
+    state.payoff_sum = payoff_sum.reshape(game.policy_shape) if complete else None
+    state.step = until
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _product(A: FloatArray, x: FloatArray, out: FloatArray) -> None:
+    """out = A x, row by row: A is skew, so x·A = −A x, and a sum of rows needs no reduction to vectorise."""
+    out[:] = 0.0
+    for j in range(x.size):
+        for i in range(x.size):
+            out[i] -= A[j, i] * x[j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _add(out: FloatArray, weight: float, x: FloatArray) -> None:
+    for i in range(out.size):
+        out[i] += weight * x[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _free_buffer(at: IntArray, left: int) -> int:
+    """The first buffer that no name points at and that is not the one being left."""
+    free = 0
+    while True:
+        taken = free == left
+        for k in at:
+            taken = taken or k == free
+        if not taken:
+            return free
+        free += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _normalise(logits: FloatArray, policy: FloatArray) -> None:
+    """logits ← log π and policy ← π, with π ∝ exp(logits)."""
+    largest = logits.max()
+    total = 0.0
+    for i in range(logits.size):
+        logits[i] -= largest
+        policy[i] = np.exp(logits[i])
+        total += policy[i]
+    log_total = np.log(total)
+    for i in range(logits.size):
+        logits[i] -= log_total
+        policy[i] /= total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _run(
+    A: FloatArray,
+    current: int,
+    log_policies: FloatArray,
+    policies: FloatArray,
+    policy_sum: FloatArray,
+    payoff_sum: FloatArray,
+    linear: bool,
+    step: int,
+    which: IntArray,
+    first_step: IntArray,
+    to: IntArray,
+    copied: IntArray,
+    first_term: IntArray,
+    source: IntArray,
+    is_payoff: IntArray,
+    weights: FloatArray,
+    row_at: IntArray,
+    row_log: FloatArray,
+    row_payoff: FloatArray,
+    row_average: FloatArray,
+    row_average_payoff: FloatArray,
+) -> bool:
+    """Run every game of the batch through the chunk, in place; whether `payoff_sum` is still complete."""
+    names, batch, n = log_policies.shape
+    # One buffer for each name, one for the iterate that is being left, one to write. Names point at buffers,
+    # so that a copy is a pointer and shares its payoff vector.
+    log_pi, pi, q = np.empty((names + 2, n)), np.empty((names + 2, n)), np.empty((names + 2, n))
+    known, at = np.empty(names + 2, dtype=np.bool_), np.empty(names, dtype=np.int64)
+    complete = linear
+    for b in range(batch):
+        complete = linear
+        known[:] = False
+        for k in range(names):
+            log_pi[k], pi[k], at[k] = log_policies[k, b], policies[k, b], k
+        for i in range(which.size):
+            left = at[current]
+            column = i if weights.shape[1] > 1 else 0
+            for s in range(first_step[which[i]], first_step[which[i] + 1]):
+                if copied[s] >= 0:
+                    at[to[s]] = at[copied[s]]
+                    continue
+                free = _free_buffer(at, left)
+                logits = log_pi[free]
+                logits[:] = 0.0
+                for term in range(first_term[s], first_term[s + 1]):
+                    k, weight = at[source[term]], weights[term, column]
+                    if is_payoff[term]:
+                        if not known[k]:
+                            _product(A[b], pi[k], q[k])
+                            known[k] = True
+                        _add(logits, weight, q[k])
+                    else:
+                        _add(logits, weight, log_pi[k])
+                _normalise(logits, pi[free])
+                known[free] = False
+                at[to[s]] = free
+            if known[left]:
+                _add(payoff_sum[b], 1.0, q[left])
+            else:
+                complete = False
+            now = at[current]
+            _add(policy_sum[b], 1.0, pi[now])
+            if row_at[i] >= 0:
+                row, count = row_at[i], step + i + 2.0
+                if not known[now]:
+                    _product(A[b], pi[now], q[now])
+                    known[now] = True
+                row_log[row, b], row_payoff[row, b] = log_pi[now], q[now]
+                row_average[row, b] = policy_sum[b] / count
+                if complete:
+                    row_average_payoff[row, b] = (payoff_sum[b] + q[now]) / count
+                else:
+                    _product(A[b], row_average[row, b], row_average_payoff[row, b])
+        for k in range(names):
+            log_policies[k, b], policies[k, b] = log_pi[at[k]], pi[at[k]]
+    return complete

@@ -1,0 +1,388 @@
+"""The loop: run a rule on a game, exactly, and measure every iterate."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nashpref.games.matrix import MatrixGame
+from nashpref.interpreter import Iterate, NamedPolicies, Rows, State, advance
+from nashpref.metrics import regularised_gap, unregularised_gap
+from nashpref.mirror import UpdateRule, target_beta
+from nashpref.policies import FloatArray, IntArray, check_policy, kl, log_policy, normalise, uniform
+from nashpref.trace import Snapshot, Status, Trace
+
+RECORDS = 1000  # length of the default recording grid
+CHUNK_SECONDS = 0.25  # how long a chunk may take: the reaction time to Ctrl-C, and of the progress bar
+CHUNK_BYTES = 2**26  # what a chunk may hold of recorded vectors
+COMPILED_SIZE = 256  # above this many responses BLAS is as fast as the compiled interpreter
+COMPILED_STEPS = (
+    50_000  # below this many game-steps starting the compiled interpreter costs more than it saves
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `solve`; `trace` holds everything up to the last whole iteration."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(f"interrupted after {trace.snapshot.step} steps")
+        self.trace = trace
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a callback sees at a recorded step: the step, the gap (`(B,)` for a batch) and the policy."""
+
+    step: int
+    gap: FloatArray
+    policy: FloatArray
+
+
+@dataclass
+class Measurements:
+    """The columns of a trace as they grow, one array per chunk."""
+
+    game: MatrixGame
+    beta: float
+    log_reference: FloatArray
+    log_equilibrium: FloatArray | None
+    keep_policies: bool
+    columns: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    steps: list[IntArray] = field(default_factory=list)
+
+    def measure(self, rows: Rows) -> dict[str, FloatArray]:
+        """All measurements of the filled rows, in vectorised form."""
+        k = slice(rows.filled)
+        log_pi, q, average_q = rows.log_policy[k], rows.payoff[k], rows.average_payoff[k]
+        plain = unregularised_gap(q)
+        columns = {"gap": plain, "unregularised_gap": plain, "average_gap": unregularised_gap(average_q)}
+        if self.beta > 0.0:
+            columns["gap"] = regularised_gap(log_pi, q, self.beta, self.log_reference)
+            log_average = np.log(rows.average[k])
+            columns["average_gap"] = regularised_gap(log_average, average_q, self.beta, self.log_reference)
+        if self.log_equilibrium is not None:
+            columns["kl"] = kl(self.log_equilibrium, log_pi)
+        if self.keep_policies:
+            columns["policies"] = np.exp(log_pi)
+        return columns
+
+    def take(self, rows: Rows, tol: float, callback: Callable[[Record], object] | None) -> Status | None:
+        """Measure a chunk and keep it up to the step at which the run ends, if it does; say why."""
+        columns = self.measure(rows)
+        worst, average = _worst(columns["gap"]), _worst(columns["average_gap"])
+        ends = ~np.isfinite(worst) | ~np.isfinite(average) | (worst <= tol)
+        status, keep = None, rows.filled
+        if ends.any():
+            keep = int(ends.argmax())
+            status = Status.CONVERGED if worst[keep] <= tol else Status.NON_FINITE
+            keep += status is Status.CONVERGED
+        if keep:
+            self.append(rows.steps[:keep], columns)
+        if callback is not None and keep:
+            last = keep - 1
+            seen = Record(int(rows.steps[last]), columns["gap"][last], np.exp(rows.log_policy[last]))
+            if callback(seen) and status is None:
+                status = Status.STOPPED
+        return status
+
+    def stalled(self) -> bool:
+        """Whether the second half of the recorded steps brought no lower gap than the first."""
+        worst = _worst(np.concatenate(self.columns["gap"]))
+        half = len(worst) // 2
+        return half > 0 and bool(worst[half:].min() >= worst[:half].min())
+
+    @property
+    def last(self) -> int:
+        """The last measured step."""
+        return int(self.steps[-1][-1])
+
+    def append(self, steps: IntArray, columns: Mapping[str, FloatArray]) -> None:
+        """Add the measurements of `steps`."""
+        self.steps.append(steps)
+        for name, values in columns.items():
+            self.columns.setdefault(name, []).append(values[: len(steps)])
+
+    def column(self, name: str) -> FloatArray | None:
+        """A whole column; None if it is not measured."""
+        return np.concatenate(self.columns[name]) if name in self.columns else None
+
+
+def _worst(gap: FloatArray) -> FloatArray:
+    """The largest gap of each recorded step."""
+    return gap if gap.ndim == 1 else np.asarray(gap.max(axis=1))
+
+
+def log_grid(steps: int, points: int = RECORDS) -> list[int]:
+    """At most `points` + 1 recorded steps from 0 to `steps`: all of them if they fit, else log-spaced."""
+    if steps <= points:
+        return list(range(steps + 1))
+    spaced = np.unique(np.geomspace(1, steps, points).round().astype(np.int64))
+    return [0, *spaced.tolist()]
+
+
+def solve(
+    game: MatrixGame,
+    rule: UpdateRule,
+    steps: int,
+    *,
+    reference: ArrayLike | None = None,
+    start: ArrayLike | Mapping[str, ArrayLike] | None = None,
+    tol: float | None = None,
+    equilibrium: ArrayLike | None = None,
+    record: int | Sequence[int] | None = None,
+    keep_policies: bool = False,
+    callback: Callable[[Record], object] | None = None,
+    compiled: bool | None = None,
+    resume: Trace | None = None,
+    progress: bool = False,
+) -> Trace:
+    """Run `rule` on `game` for `steps` iterations in exact arithmetic of log-probabilities.
+
+    Args:
+        game: a preference game, or a batch: each game of it is run with its own policy.
+        rule: any `UpdateRule`.
+        steps: iterations to make in all; those of `resume` count.
+        reference: μ, shape `game.policy_shape` or `(n,)`, positive everywhere; uniform when None.
+        start: where `current` (and every other name but `reference`) starts: positive everywhere; μ when
+            None. A mapping sets single names.
+        tol: stop at the first recorded step whose gap (of every game of a batch) is at most this.
+        equilibrium: π*; the trace then has `kl`, KL(π*‖π_t).
+        record: which steps are measured: every `record`-th, or those listed; None: all up to 1000 steps,
+            else 1000 log-spaced ones. Step 0 and the last are always recorded.
+        keep_policies: keep every recorded iterate in `trace.policies`.
+        callback: called with a `Record` at each recorded step; a true result stops the run.
+        compiled: True runs the compiled interpreter (needs numba), False the numpy one; None chooses by
+            size. Their iterates agree to 1e-12.
+        resume: the trace of an earlier run of the same rule on the same game, to be continued as if it had
+            never stopped.
+        progress: show a bar, on a terminal, once two seconds have passed.
+
+    Returns:
+        A `Trace`, whose gap is the certificate of each recorded iterate. Not converging is a status.
+
+    Raises:
+        ValueError: a policy off the simplex or without full support, a negative number of steps, or a
+            trace that belongs to another run.
+        Interrupted: on Ctrl-C; it carries the trace so far.
+    """
+    if steps < 0 or (tol is not None and not tol >= 0.0):
+        raise ValueError(f"steps = {steps} and tol = {tol}: neither may be negative")
+    beta = target_beta(rule)
+    mu = check_policy(
+        uniform(game.policy_shape) if reference is None else reference,
+        game.policy_shape,
+        "reference",
+        positive=True,
+    )
+    pi_star = None if equilibrium is None else check_policy(equilibrium, game.policy_shape, "equilibrium")
+    measured = Measurements(
+        game, beta, log_policy(mu), None if pi_star is None else log_policy(pi_star), keep_policies
+    )
+    fingerprint = _fingerprint(game, rule, mu)
+    if resume is None:
+        state = _initial_state(game, mu, start)
+    else:
+        state = _restored_state(game, resume, fingerprint, measured, steps)
+        compiled = resume.compiled if compiled is None else compiled
+    run = _interpreter(game, steps, compiled)
+    grid = _record_grid(record, steps)
+    # A chunk of iterations is bounded in memory, and ends at each recorded step if a callback watches.
+    most = 1 if callback else max(1, min(len(grid), CHUNK_BYTES // (32 * game.preferences[..., 0].size)))
+    rows = Rows.empty(most, game.policy_shape)
+    status: Status | None = None
+    threshold = -1.0 if tol is None else tol
+    with np.errstate(all="ignore"), _delayed_interrupt() as stop, _progress(progress, steps) as bar:
+        if resume is None:
+            rows.filled = 0
+            rows.record(game, state)
+            status = measured.take(rows, threshold, callback)
+        elif float(np.max(resume.gap[-1])) <= threshold:
+            status = Status.CONVERGED
+        recorded, chunk = state.copy(), 16  # `recorded` is the state at the last measured step
+        while status is None and state.step < steps and not stop.is_set():
+            until, ahead = _chunk_end(state.step, min(state.step + chunk, steps), grid, most)
+            first, began = state.step, time.perf_counter()
+            run(game, rule, state, until, ahead, rows, stop)
+            pace = (state.step - first) / max(time.perf_counter() - began, 1e-6)
+            chunk = max(1, min(state.step // 4 + 16, int(CHUNK_SECONDS * pace)))
+            if rows.filled:
+                status = measured.take(rows, threshold, callback)
+                if status is not None and measured.last < state.step:
+                    # The chunk ran past the step at which the run ends: go back and make just those.
+                    state = recorded
+                    run(game, rule, state, measured.last, grid[:0], rows, threading.Event())
+                recorded = state.copy()
+            bar(state.step)
+        interrupted = stop.is_set()
+        if interrupted and measured.last < state.step:
+            rows.filled = 0
+            rows.record(game, state)
+            measured.take(rows, threshold, None)
+    if status is None:
+        stalled = tol is not None and not interrupted and measured.stalled()
+        status = Status.STOPPED if interrupted else Status.STALLED if stalled else Status.MAX_STEPS
+    trace = _trace(measured, state, status, rule, run is not advance, fingerprint)
+    if interrupted:
+        raise Interrupted(trace)
+    return trace
+
+
+def _chunk_end(step: int, until: int, grid: IntArray, most: int) -> tuple[int, IntArray]:
+    """Where the next chunk ends, and its recorded steps, at most `most`: if it has any, at the last one."""
+    first = int(np.searchsorted(grid, step, side="right"))
+    last = min(first + most, int(np.searchsorted(grid, until, side="right")))
+    return (int(grid[last - 1]) if last > first else until), grid[first:last]
+
+
+def _record_grid(record: int | Sequence[int] | None, steps: int) -> IntArray:
+    if record is None:
+        chosen = np.array(log_grid(steps), dtype=np.int64)
+    elif isinstance(record, int):
+        if record < 1:
+            raise ValueError(f"record = {record}: record every k-th step with k ≥ 1")
+        chosen = np.arange(0, steps + 1, record)
+    else:
+        chosen = np.union1d(np.array([s for s in record if 0 <= s <= steps], dtype=np.int64), [0])
+    return chosen if chosen[-1] == steps else np.append(chosen, steps)
+
+
+def _interpreter(game: MatrixGame, steps: int, compiled: bool | None) -> Callable[..., None]:
+    if compiled is None:
+        compiled = game.n <= COMPILED_SIZE and steps * (game.batch or 1) >= COMPILED_STEPS and _has_numba()
+    if not compiled:
+        return advance
+    try:
+        from nashpref.compiled import advance_compiled
+    except ModuleNotFoundError:
+        raise ValueError("compiled=True needs numba: install nashpref[fast]") from None
+    return advance_compiled
+
+
+def _has_numba() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("numba") is not None
+
+
+def _initial_state(
+    game: MatrixGame, mu: FloatArray, start: ArrayLike | Mapping[str, ArrayLike] | None
+) -> State:
+    def iterate(policy: ArrayLike, name: str) -> Iterate:
+        checked = check_policy(policy, game.policy_shape, name, positive=True)
+        return Iterate(game, *normalise(np.log(checked)))
+
+    given = start if isinstance(start, Mapping) else {} if start is None else {"current": start}
+    named = {name: iterate(policy, f"start[{name!r}]") for name, policy in given.items()}
+    if "reference" in named:
+        raise ValueError("start['reference']: hand the reference over as reference=")
+    reference = iterate(mu, "reference")
+    current = named.get("current", reference)
+    policies = NamedPolicies(current, {"current": current, "reference": reference} | named)
+    return State(0, policies, current.policy.copy(), np.zeros(game.policy_shape))
+
+
+def _restored_state(
+    game: MatrixGame, trace: Trace, fingerprint: str, measured: Measurements, steps: int
+) -> State:
+    if trace.fingerprint != fingerprint:
+        raise ValueError("the trace to resume belongs to another game, reference or rule")
+    snapshot = trace.snapshot
+    if steps < snapshot.step:
+        raise ValueError(f"steps = {steps}, but the trace to resume already made {snapshot.step}")
+    columns = {"gap": trace.gap, "unregularised_gap": trace.unregularised_gap}
+    columns |= {"average_gap": trace.average_gap}
+    for name, wanted in (("kl", measured.log_equilibrium is not None), ("policies", measured.keep_policies)):
+        recorded = getattr(trace, name)
+        if wanted != (recorded is not None):
+            raise ValueError(
+                f"the trace to resume {'lacks' if wanted else 'has'} {name!r}: resume it as it began"
+            )
+        if recorded is not None:
+            columns[name] = recorded
+    measured.append(trace.steps, columns)
+    named = {
+        name: Iterate(game, snapshot.log_policies[name], snapshot.policies[name])
+        for name in snapshot.log_policies
+    }
+    start = named.pop("")
+    payoff_sum = None if snapshot.payoff_sum is None else snapshot.payoff_sum.copy()
+    return State(snapshot.step, NamedPolicies(start, named), snapshot.policy_sum.copy(), payoff_sum)
+
+
+def _trace(
+    measured: Measurements,
+    state: State,
+    status: Status,
+    rule: UpdateRule,
+    compiled: bool,
+    fingerprint: str,
+) -> Trace:
+    # The start is kept under the empty name, for names that the rule has yet to write.
+    kept = {"": state.policies.start} | state.policies
+    columns = {name: measured.column(name) for name in ("gap", "unregularised_gap", "average_gap")}
+    return Trace(
+        steps=np.concatenate(measured.steps),
+        **{name: np.asarray(column) for name, column in columns.items()},
+        kl=measured.column("kl"),
+        policies=measured.column("policies"),
+        beta=measured.beta,
+        status=status,
+        rule=_describe(rule),
+        snapshot=Snapshot(
+            step=state.step,
+            log_policies={name: iterate.log_policy for name, iterate in kept.items()},
+            policies={name: iterate.policy for name, iterate in kept.items()},
+            policy_sum=state.policy_sum,
+            payoff_sum=state.payoff_sum,
+        ),
+        compiled=compiled,
+        fingerprint=fingerprint,
+    )
+
+
+def _describe(rule: UpdateRule) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(rule))
+
+
+def _fingerprint(game: MatrixGame, rule: UpdateRule, mu: FloatArray) -> str:
+    digest = hashlib.sha256(game.digest.encode())
+    digest.update(mu.tobytes())
+    digest.update(_describe(rule).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _delayed_interrupt() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into an event, so that a run ends between two iterations and loses nothing.
+
+    Python delivers signals to the main thread only; elsewhere the event is simply never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _progress(show: bool, steps: int) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda step: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=steps, delay=2, disable=None, unit="step", leave=False) as bar:
+        yield lambda step: bar.update(step - bar.n) and None
