@@ -1,0 +1,317 @@
+"""The `nashpref` command.
+
+Exit status: 0 done; 2 bad input, one line on stderr that names the file, the place and the remedy, and
+nothing written; 130 interrupted, work saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+import nashpref as npf
+from nashpref.mirror import UpdateRule
+
+RULES: dict[str, Callable[..., UpdateRule]] = {
+    "best-response": npf.BestResponse,
+    "comal": npf.COMAL,
+    "egpo": npf.EGPO,
+    "gda": npf.GDA,
+    "mmd": npf.MMD,
+    "mnpo": npf.MNPO,
+    "mwu": npf.MWU,
+    "nash-ema": npf.NashEMA,
+    "nash-md": npf.NashMD,
+    "nash-mp": npf.NashMP,
+    "ogda": npf.OGDA,
+    "onpo": npf.ONPO,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print("nashpref: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `nashpref rank … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        return _fail(_describe(error))
+
+
+def _solve(options: argparse.Namespace) -> int:
+    outputs = _writable(options, "out", "csv")
+    game = _read_game(options.game)
+    rule = _rule(options.rule, options)
+    resume = None if options.resume is None else npf.Trace.load(options.resume)
+    try:
+        trace = npf.solve(game, rule, options.steps, tol=options.tol, resume=resume, progress=True)
+    except npf.Interrupted as interrupt:
+        kept = options.out or _unused(f"{Path(options.game).stem}.{options.rule}.npz")
+        interrupt.trace.save(kept)
+        done = interrupt.trace.snapshot.step
+        print(f"nashpref: interrupted after {done} steps; go on with --resume {kept}", file=sys.stderr)
+        return 130
+    for path, write in ((options.out, trace.save), (options.csv, trace.to_csv)):
+        if path is not None:
+            write(path)
+    print(_report(game, trace, options.top))
+    for path in outputs:
+        print(f"wrote {path}")
+    return 0
+
+
+def _report(game: npf.MatrixGame, trace: npf.Trace, top: int) -> str:
+    labels = game.labels or tuple(map(str, range(game.n)))
+    which = f"gap (β = {trace.beta:g})" if trace.beta else "duality gap"
+    lines = [
+        f"{trace.rule}",
+        f"status {trace.status} after {trace.snapshot.step} steps",
+        f"{which}: last iterate {trace.gap[-1]:.3e}, average iterate {trace.average_gap[-1]:.3e}",
+    ]
+    if trace.beta:
+        lines.append(f"gap in the original game: {trace.unregularised_gap[-1]:.3e}")
+    order = np.argsort(-trace.policy, kind="stable")[:top]
+    width = max(len(labels[i]) for i in order)
+    lines += ["", f"{'response':<{width}}  last iterate  average iterate"]
+    lines += [
+        f"{labels[i]:<{width}}  {trace.policy[i]:12.6f}  {trace.average_policy[i]:15.6f}" for i in order
+    ]
+    if game.n > top:
+        lines.append(f"… and {game.n - top} more (--top)")
+    return "\n".join(lines)
+
+
+def _rank(options: argparse.Namespace) -> int:
+    outputs = _writable(options, "json", "figure")
+    if options.bootstrap < 0:
+        raise ValueError(f"--bootstrap {options.bootstrap}: the number of resamples must be ≥ 0")
+    game = _read_game(options.game, counts=options.counts, prior=options.prior)
+    if options.bootstrap and game.counts is None:
+        raise ValueError(
+            f"{options.game}: intervals need the number of comparisons of each pair: add --counts FILE, "
+            "or rank comparison records"
+        )
+    ranking = npf.rank(game, bootstrap=options.bootstrap, rng=np.random.default_rng(options.seed))
+    print(ranking.table())
+    if options.json is not None:
+        Path(options.json).write_text(ranking.to_json() + "\n", encoding="utf-8")
+    if options.figure is not None:
+        from nashpref.paper_figs.rank import figure
+
+        figure(ranking, options.figure)
+    for path in outputs:
+        print(f"wrote {path}")
+    return 0
+
+
+def _theorems(options: argparse.Namespace) -> int:
+    outputs = _writable(options, "csv")
+    from nashpref.theory import check_all, table, write_csv
+
+    rows = check_all(progress=True)
+    print(table(rows))
+    if options.csv is not None:
+        write_csv(rows, options.csv)
+    for path in outputs:
+        print(f"wrote {path}")
+    return 0 if all(row.as_expected for row in rows) else 1
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from nashpref.experiments import EXPERIMENTS, reproduce
+
+    if options.list:
+        width = max(map(len, EXPERIMENTS))
+        for name, experiment in EXPERIMENTS.items():
+            print(f"{name:<{width}}  {experiment.title}")
+        return 0
+    for name in options.names:
+        if name not in EXPERIMENTS:
+            raise ValueError(f"no experiment {name!r}{_nearest(name, EXPERIMENTS)}; --list shows them all")
+    for path in reproduce(
+        options.names or list(EXPERIMENTS), size=options.size, out=Path(options.out), data=options.data
+    ):
+        print(f"wrote {path}")
+    return 0
+
+
+def _read_game(path: str, *, counts: str | None = None, prior: float = 0.0) -> npf.MatrixGame:
+    """A labelled matrix (CSV), or comparison records (JSONL, or a CSV with their columns)."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a directory; give a CSV matrix or a file of comparisons")
+    if path.endswith((".jsonl", ".json")) or _has_records(path):
+        if counts is not None:
+            raise ValueError("--counts belongs to a matrix; records bring their own")
+        return npf.MatrixGame.from_comparisons(path, prior=prior)
+    if prior:
+        raise ValueError("--prior belongs to comparison records, not to a matrix of probabilities")
+    return npf.MatrixGame.from_csv(path, counts=counts)
+
+
+def _has_records(path: str) -> bool:
+    """Whether a CSV's header is that of comparison records."""
+    with open(path, "rb") as file:
+        header = file.readline(4096).decode("utf-8-sig", errors="replace")
+    columns = {column.strip().strip('"') for column in header.split(",")}
+    return {"winner", "loser"} <= columns or {"a", "b", "p_a"} <= columns or {"model_a", "model_b"} <= columns
+
+
+def _rule(name: str, options: argparse.Namespace) -> UpdateRule:
+    """The named rule with the given options; every mistake is named with what would fit."""
+    if name not in RULES:
+        raise ValueError(f"--rule {name}: no such rule{_nearest(name, RULES)}; rules: {', '.join(RULES)}")
+    make = RULES[name]
+    fields = {field.name: field for field in dataclasses.fields(make)}  # type: ignore[arg-type]
+    given = {key: value for key in ("beta", "eta") if (value := getattr(options, key)) is not None}
+    for item in options.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: write it as NAME=VALUE")
+        given[key] = _value(key, value)
+    for key in given:
+        if key not in fields:
+            raise ValueError(
+                f"{name} has no option {key!r}{_nearest(key, fields)}; it has: {', '.join(fields)}"
+            )
+    for key, field in fields.items():
+        if key not in given and field.default is dataclasses.MISSING:
+            raise ValueError(f"{name} needs --{key}")
+    return make(**given)
+
+
+def _value(key: str, text: str) -> object:
+    """An option's value: an integer, a number, several numbers (comma), or a name."""
+    try:
+        if "," in text:
+            return tuple(float(part) for part in text.split(","))
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        if text.isidentifier():
+            return text
+        raise ValueError(f"--set {key}={text}: {text!r} is neither a number nor a name") from None
+
+
+def _nearest(name: str, names: object) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)  # type: ignore[call-overload]
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _writable(options: argparse.Namespace, *names: str) -> list[str]:
+    """The output paths that were asked for, after checking that each can be written, before any work."""
+    paths = [path for name in names if (path := getattr(options, name)) is not None]
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise ValueError(f"{path}: is a directory; name a file")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no directory {path.parent}; create it first")
+        if path.exists() and not options.force:
+            raise ValueError(f"{path}: exists already; choose another name, or --force to replace it")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path}: not writable")
+    return paths
+
+
+def _unused(name: str) -> str:
+    path, k = Path(name), 1
+    while path.exists():
+        path, k = Path(f"{Path(name).stem}-{k}.npz"), k + 1
+    return str(path)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _fail(message: str) -> int:
+    print(f"nashpref: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with one-line errors and no guessed abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message} (see {self.prog} --help)"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="nashpref", description="Game-theoretic preference optimization, exactly.")
+    parser.add_argument("--version", action="version", version=f"nashpref {npf.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        return sub
+
+    def force(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--force", action="store_true", help="replace output files that exist")
+
+    sub = command("reproduce", _reproduce, "run the experiments and draw their figures")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="experiments; all when none is named")
+    sub.add_argument("--list", action="store_true", help="list the experiments")
+    size = sub.add_mutually_exclusive_group()
+    for flag, text in (("quick", "small settings, for a look"), ("full", "more games and steps")):
+        size.add_argument(f"--{flag}", dest="size", action="store_const", const=flag, help=text)
+    sub.add_argument("--out", default="results", help="folder for results and figures (default: results)")
+    sub.add_argument(
+        "--data", nargs="*", default=[], metavar="CSV", help="real preference matrices to include"
+    )
+    sub.set_defaults(size="default")
+
+    sub = command(
+        "solve", _solve, "run a rule on a preference matrix, the gap of every recorded iterate traced"
+    )
+    sub.add_argument("game", help="labelled CSV matrix, or comparison records (JSONL or CSV)")
+    sub.add_argument("--rule", required=True, metavar="RULE", help=", ".join(RULES))
+    sub.add_argument("--beta", type=float, help="weight of the KL to the (uniform) reference")
+    sub.add_argument("--eta", type=float, help="step size (default: the rule's theorem's own)")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other option of the rule"
+    )
+    sub.add_argument("--steps", type=int, default=10_000, help="iterations (default: 10000)")
+    sub.add_argument("--tol", type=float, help="stop at this gap")
+    sub.add_argument("--out", metavar="NPZ", help="save the trace")
+    sub.add_argument("--csv", metavar="CSV", help="save the recorded columns")
+    sub.add_argument("--resume", metavar="NPZ", help="go on from a saved trace")
+    sub.add_argument("--top", type=int, default=10, help="responses to print (default: 10)")
+    force(sub)
+
+    sub = command("rank", _rank, "Nash beside Bradley–Terry, cycles, and what no reward can express")
+    sub.add_argument("game", help="labelled CSV matrix, or comparison records (JSONL or CSV)")
+    sub.add_argument("--counts", metavar="CSV", help="comparisons behind each pair of a matrix")
+    sub.add_argument("--prior", type=float, default=0.0, help="pseudo-wins added to both sides of each pair")
+    sub.add_argument("--bootstrap", type=int, default=0, metavar="N", help="resamples for intervals")
+    sub.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    sub.add_argument("--json", metavar="FILE", help="save everything as JSON")
+    sub.add_argument("--figure", metavar="PNG", help="draw it")
+    force(sub)
+
+    sub = command(
+        "theorems", _theorems, "check every bound on games where it applies; exit 1 if one surprises"
+    )
+    sub.add_argument("--csv", metavar="CSV", help="save every single check")
+    force(sub)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
