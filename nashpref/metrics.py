@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nashpref.games.matrix import MatrixGame
-from nashpref.policies import FloatArray, check_policy, kl, log_policy, normalise, uniform
+from nashpref.policies import FloatArray, check_policy, check_reference, kl, log_policy, normalise
 
 
 def best_response(
@@ -27,10 +27,10 @@ def best_response(
         reference: μ, positive everywhere; uniform when None.
     """
     pi = check_policy(policy, game.policy_shape, "policy")
-    log_mu = _log_reference(game, beta, reference)
+    beta, mu = check_beta(beta), check_reference(reference, game.policy_shape)
     q = game.payoff(pi)
     if beta > 0.0:
-        return normalise(log_mu + q / beta)[1]
+        return normalise(np.log(mu) + q / beta)[1]
     winners = q == np.max(q, axis=-1, keepdims=True)
     return np.asarray(winners / np.sum(winners, axis=-1, keepdims=True))
 
@@ -49,9 +49,9 @@ def duality_gap(
     Args and errors as in `best_response`. Returns a float, or shape `(B,)` for a batch.
     """
     pi = check_policy(policy, game.policy_shape, "policy")
-    log_mu = _log_reference(game, beta, reference)
+    beta, mu = check_beta(beta), check_reference(reference, game.policy_shape)
     q = game.payoff(pi)
-    gap = unregularised_gap(q) if beta == 0.0 else regularised_gap(log_policy(pi), q, beta, log_mu)
+    gap = unregularised_gap(q) if beta == 0.0 else regularised_gap(log_policy(pi), q, beta, np.log(mu))
     return float(gap) if game.batch is None else gap
 
 
@@ -70,9 +70,3 @@ def check_beta(beta: float) -> float:
     if not (math.isfinite(beta) and beta >= 0.0):
         raise ValueError(f"beta = {beta}: the weight of the KL must be finite and ≥ 0")
     return float(beta)
-
-
-def _log_reference(game: MatrixGame, beta: float, reference: ArrayLike | None) -> FloatArray:
-    check_beta(beta)
-    mu = uniform(game.policy_shape) if reference is None else reference
-    return log_policy(check_policy(mu, game.policy_shape, "reference", positive=True))

@@ -93,6 +93,11 @@ def check_policy(
     return array
 
 
+def check_reference(reference: ArrayLike | None, shape: tuple[int, ...]) -> FloatArray:
+    """The reference μ as an array of `shape`: uniform when None, else validated and positive everywhere."""
+    return uniform(shape) if reference is None else check_policy(reference, shape, "reference", positive=True)
+
+
 def log_policy(policy: FloatArray) -> FloatArray:
     """log π, normalised; exact zeros become −inf."""
     with np.errstate(divide="ignore"):

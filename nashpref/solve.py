@@ -18,7 +18,7 @@ from nashpref.games.matrix import MatrixGame
 from nashpref.interpreter import Iterate, NamedPolicies, Rows, State, advance
 from nashpref.metrics import regularised_gap, unregularised_gap
 from nashpref.mirror import UpdateRule, target_beta
-from nashpref.policies import FloatArray, IntArray, check_policy, kl, log_policy, normalise, uniform
+from nashpref.policies import FloatArray, IntArray, check_policy, check_reference, kl, log_policy, normalise
 from nashpref.trace import Snapshot, Status, Trace
 
 RECORDS = 1000  # length of the default recording grid
@@ -177,15 +177,10 @@ def solve(
     if steps < 0 or (tol is not None and not tol >= 0.0):
         raise ValueError(f"steps = {steps} and tol = {tol}: neither may be negative")
     beta = target_beta(rule)
-    mu = check_policy(
-        uniform(game.policy_shape) if reference is None else reference,
-        game.policy_shape,
-        "reference",
-        positive=True,
-    )
+    mu = check_reference(reference, game.policy_shape)
     pi_star = None if equilibrium is None else check_policy(equilibrium, game.policy_shape, "equilibrium")
     measured = Measurements(
-        game, beta, log_policy(mu), None if pi_star is None else log_policy(pi_star), keep_policies
+        game, beta, np.log(mu), None if pi_star is None else log_policy(pi_star), keep_policies
     )
     fingerprint = _fingerprint(game, rule, mu)
     if resume is None:

@@ -43,7 +43,7 @@ class MatrixGame:
         labels: Sequence[str] | None = None,
         counts: ArrayLike | None = None,
     ) -> None:
-        P = np.array(preferences, dtype=np.float64)
+        P = np.array(preferences, dtype=np.float64, order="C")
         _check_preferences(P)
         self.preferences = P
         self.payoffs = (P - np.swapaxes(P, -1, -2)) / 2.0

@@ -1,0 +1,1 @@
+"""Exact equilibria: the solvers behind `nashpref.equilibrium`."""
