@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _solve(options: argparse.Namespace) -> int:
     outputs = _writable(options, "out", "csv")
-    game = _read_game(options.game)
+    game = _read_game(options)
     rule = _rule(options.rule, options)
     resume = None if options.resume is None else npf.Trace.load(options.resume)
     try:
@@ -98,7 +98,7 @@ def _rank(options: argparse.Namespace) -> int:
     outputs = _writable(options, "json", "figure")
     if options.bootstrap < 0:
         raise ValueError(f"--bootstrap {options.bootstrap}: the number of resamples must be ≥ 0")
-    game = _read_game(options.game, counts=options.counts, prior=options.prior)
+    game = _read_game(options)
     if options.bootstrap and game.counts is None:
         raise ValueError(
             f"{options.game}: intervals need the number of comparisons of each pair: add --counts FILE, "
@@ -148,17 +148,20 @@ def _reproduce(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read_game(path: str, *, counts: str | None = None, prior: float = 0.0) -> npf.MatrixGame:
+def _read_game(options: argparse.Namespace) -> npf.MatrixGame:
     """A labelled matrix (CSV), or comparison records (JSONL, or a CSV with their columns)."""
+    path: str = options.game
     if Path(path).is_dir():
         raise ValueError(f"{path}: a directory; give a CSV matrix or a file of comparisons")
-    if path.endswith((".jsonl", ".json")) or _has_records(path):
-        if counts is not None:
-            raise ValueError("--counts belongs to a matrix; records bring their own")
-        return npf.MatrixGame.from_comparisons(path, prior=prior)
-    if prior:
-        raise ValueError("--prior belongs to comparison records, not to a matrix of probabilities")
-    return npf.MatrixGame.from_csv(path, counts=counts)
+    if not path.endswith(".csv") or _has_records(path):
+        if options.counts is not None or options.symmetrise:
+            raise ValueError(
+                f"{path}: --counts and --symmetrise belong to a matrix; these are comparison records"
+            )
+        return npf.MatrixGame.from_comparisons(path, prior=options.prior, missing=options.missing)
+    if options.prior or options.missing != "error":
+        raise ValueError(f"{path}: --prior and --missing belong to comparison records; this is a matrix")
+    return npf.MatrixGame.from_csv(path, counts=options.counts, symmetrise=options.symmetrise)
 
 
 def _has_records(path: str) -> bool:
@@ -262,6 +265,19 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    def game(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("game", help="labelled CSV matrix, or comparison records (JSONL or CSV)")
+        matrix = sub.add_argument_group("if it is a matrix")
+        matrix.add_argument("--counts", metavar="CSV", help="comparisons behind each pair, a labelled matrix")
+        matrix.add_argument("--symmetrise", action="store_true", help="average P[i, j] and 1 − P[j, i]")
+        records = sub.add_argument_group("if it is comparison records")
+        records.add_argument(
+            "--prior", type=float, default=0.0, help="pseudo-wins added to both sides of a pair"
+        )
+        records.add_argument(
+            "--missing", choices=("error", "half"), default="error", help="pairs that were never compared"
+        )
+
     def force(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--force", action="store_true", help="replace output files that exist")
 
@@ -280,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "solve", _solve, "run a rule on a preference matrix, the gap of every recorded iterate traced"
     )
-    sub.add_argument("game", help="labelled CSV matrix, or comparison records (JSONL or CSV)")
+    game(sub)
     sub.add_argument("--rule", required=True, metavar="RULE", help=", ".join(RULES))
     sub.add_argument("--beta", type=float, help="weight of the KL to the (uniform) reference")
     sub.add_argument("--eta", type=float, help="step size (default: the rule's theorem's own)")
@@ -296,9 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     force(sub)
 
     sub = command("rank", _rank, "Nash beside Bradley–Terry, cycles, and what no reward can express")
-    sub.add_argument("game", help="labelled CSV matrix, or comparison records (JSONL or CSV)")
-    sub.add_argument("--counts", metavar="CSV", help="comparisons behind each pair of a matrix")
-    sub.add_argument("--prior", type=float, default=0.0, help="pseudo-wins added to both sides of each pair")
+    game(sub)
     sub.add_argument("--bootstrap", type=int, default=0, metavar="N", help="resamples for intervals")
     sub.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     sub.add_argument("--json", metavar="FILE", help="save everything as JSON")

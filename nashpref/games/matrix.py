@@ -48,9 +48,7 @@ class MatrixGame:
         self.preferences = P
         self.payoffs = (P - np.swapaxes(P, -1, -2)) / 2.0
         self.labels = None if labels is None else _check_labels(labels, self.n)
-        self.counts = None if counts is None else np.array(counts, dtype=np.float64)
-        if self.counts is not None and self.counts.shape != P.shape:
-            raise ValueError(f"counts has shape {self.counts.shape}; the preferences have {P.shape}")
+        self.counts = None if counts is None else _check_counts(counts, P.shape)
         for array in (self.preferences, self.payoffs, self.counts):
             if array is not None:
                 array.flags.writeable = False
@@ -175,6 +173,20 @@ def _check_preferences(P: FloatArray) -> None:
             f"{pair} sum to {P[(*b, i, j)] + P[(*b, j, i)]:.10g}, not 1 (worst entry): "
             "for win counts use MatrixGame.from_counts"
         )
+
+
+def _check_counts(counts: ArrayLike, shape: tuple[int, ...]) -> FloatArray:
+    N = np.array(counts, dtype=np.float64)
+    if N.shape != shape:
+        raise ValueError(f"counts has shape {N.shape}; the preferences have {shape}")
+    for bad, what in (
+        (~np.isfinite(N), "is not finite"),
+        (N < 0.0, "is negative"),
+        (np.swapaxes(N, -1, -2) != N, "differs from its transpose: a comparison counts both ways"),
+    ):
+        if bad.any():
+            raise ValueError(f"counts{_entry(N, bad)[1:]} {what}")
+    return N
 
 
 def _entry(P: FloatArray, bad: np.typing.NDArray[np.bool_]) -> str:
