@@ -9,7 +9,8 @@ game; a certificate says how far the result is from Nash.
 [0.333, 0.333, 0.333]
 """
 
-from nashpref.analysis import Ranking, rank
+from typing import TYPE_CHECKING, Any
+
 from nashpref.equilibrium import Equilibrium, equilibrium
 from nashpref.games import zoo
 from nashpref.games.matrix import MatrixGame
@@ -31,6 +32,9 @@ from nashpref.rules import (
 )
 from nashpref.solve import Interrupted, Record, log_grid, solve
 from nashpref.trace import Status, Trace
+
+if TYPE_CHECKING:
+    from nashpref.analysis import Ranking, rank
 
 __version__ = "0.1.0"
 
@@ -66,3 +70,12 @@ __all__ = [
     "solve",
     "zoo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The analysis of data brings parts of scipy that take longer to import than all the rest.
+    if name in ("Ranking", "rank"):
+        from nashpref import analysis
+
+        return getattr(analysis, name)
+    raise AttributeError(f"module 'nashpref' has no attribute {name!r}")

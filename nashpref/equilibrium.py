@@ -10,10 +10,6 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nashpref.exact.double_oracle import double_oracle
-from nashpref.exact.interior_point import interior_point, interior_points
-from nashpref.exact.linear_program import linear_program
-from nashpref.exact.regularised import solve_regularised
 from nashpref.games.matrix import MatrixGame
 from nashpref.metrics import check_beta, unregularised_gap
 from nashpref.policies import FloatArray, check_reference
@@ -75,6 +71,8 @@ def equilibrium(
     beta = check_beta(beta)
     mu = check_reference(reference, game.policy_shape)
     if beta > 0.0:
+        from nashpref.exact.regularised import solve_regularised
+
         solution = solve_regularised(game.payoffs, beta, np.log(mu))
         return _result(game, np.exp(solution.log_policy), solution.gap, ["newton"] * (game.batch or 1), beta)
 
@@ -128,6 +126,11 @@ def _solvers(batch: int, n: int) -> list[tuple[str, Solver]]:
     arrays. Large games: the double oracle, which is quick whether it succeeds (the support is small) or
     gives up (it is not), then the interior point.
     """
+    # scipy.linalg takes longer to import than all of nashpref: it is loaded when it is first needed.
+    from nashpref.exact.double_oracle import double_oracle
+    from nashpref.exact.interior_point import interior_point, interior_points
+    from nashpref.exact.linear_program import linear_program
+
     attempts: list[tuple[str, Solver]] = []
     if n <= SMALL and batch >= FEW:
         if ("numba" in sys.modules or batch * n**2 >= WORTH_LOADING_NUMBA) and (

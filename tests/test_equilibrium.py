@@ -27,6 +27,12 @@ def rng() -> np.random.Generator:
 
 # The package attribute of this name is the function.
 equilibrium_module = importlib.import_module("nashpref.equilibrium")
+SOLVERS = {  # where `equilibrium` finds each solver when it needs it
+    "interior_point": "nashpref.exact.interior_point.interior_point",
+    "interior_points": "nashpref.exact.interior_point.interior_points",
+    "double_oracle": "nashpref.exact.double_oracle.double_oracle",
+    "linear_program": "nashpref.exact.linear_program.linear_program",
+}
 
 
 def skew(upper: FloatArray) -> FloatArray:
@@ -375,7 +381,7 @@ def test_a_failed_certificate_falls_back_to_the_linear_program(
     broken: Callable[[FloatArray], FloatArray], monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     for name in ("interior_point", "double_oracle", "interior_points"):
-        monkeypatch.setattr(equilibrium_module, name, broken)
+        monkeypatch.setattr(SOLVERS[name], broken)
     monkeypatch.setattr(equilibrium_module, "compiled_simplex", lambda: None)
     for n in (5, 140):
         game = game_of(uniform(n, rng))
@@ -390,7 +396,7 @@ def test_a_failed_certificate_falls_back_to_the_linear_program(
 
 
 def test_certificates_are_relative_to_each_game_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equilibrium_module, "interior_points", first_response)
+    monkeypatch.setattr(SOLVERS["interior_points"], first_response)
     monkeypatch.setattr(equilibrium_module, "compiled_simplex", lambda: None)
     eq = equilibrium(game_of(*(scale * cycle(0.1, 0.2, 0.5) for scale in (1.0, 1e-13, 1.0, 1.0))))
     assert eq.gap[1] <= 1e-25  # where any policy at all has a gap of 1e-13
@@ -414,8 +420,8 @@ def test_when_every_method_fails_the_best_is_kept_and_its_gap_says_so(
     best: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("interior_point", "linear_program"):
-        monkeypatch.setattr(equilibrium_module, name, first_response)
-    monkeypatch.setattr(equilibrium_module, best, lambda A: np.full(len(A), 1.0 / len(A)))
+        monkeypatch.setattr(SOLVERS[name], first_response)
+    monkeypatch.setattr(SOLVERS[best], lambda A: np.full(len(A), 1.0 / len(A)))
     game = game_of(cycle(0.5, 0.5, 0.4))
     eq = equilibrium(game)
     assert eq.method == best.replace("_", " ")

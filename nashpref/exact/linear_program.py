@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linprog
 
 from nashpref.policies import FloatArray
 
@@ -19,6 +18,8 @@ def linear_program(payoffs: FloatArray) -> FloatArray:
 
     Returns the uniform policy when HiGHS reports no solution: the caller's certificate tells.
     """
+    from scipy.optimize import linprog  # 0.2 s to import, for a solver that is rarely reached
+
     n = len(payoffs)
     scaled = payoffs / (float(payoffs.max()) or 1.0)
     result = linprog(

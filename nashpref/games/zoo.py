@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
 from nashpref.games.matrix import MatrixGame
 from nashpref.policies import FloatArray
@@ -72,7 +71,7 @@ def bradley_terry(rewards: ArrayLike) -> MatrixGame:
     The equilibria are the policies on the responses of largest reward.
     """
     r = np.asarray(rewards, dtype=np.float64)
-    return MatrixGame(expit(r[..., :, None] - r[..., None, :]))
+    return MatrixGame(_sigmoid(r[..., :, None] - r[..., None, :]))
 
 
 def low_rank_skew(n: int, rank: int, rng: Generator, *, scale: float = 1.0) -> MatrixGame:
@@ -84,7 +83,7 @@ def low_rank_skew(n: int, rank: int, rng: Generator, *, scale: float = 1.0) -> M
     if rank < 2 or rank % 2:
         raise ValueError(f"rank = {rank}: a skew matrix has even rank, at least 2")
     e = rng.standard_normal((n, rank)) * np.sqrt(scale)
-    return MatrixGame(expit(e[:, ::2] @ e[:, 1::2].T - e[:, 1::2] @ e[:, ::2].T))
+    return MatrixGame(_sigmoid(e[:, ::2] @ e[:, 1::2].T - e[:, 1::2] @ e[:, ::2].T))
 
 
 def random_preferences(n: int, rng: Generator, batch: int | None = None) -> MatrixGame:
@@ -94,7 +93,7 @@ def random_preferences(n: int, rng: Generator, batch: int | None = None) -> Matr
 
 def random_logistic(n: int, rng: Generator, batch: int | None = None, *, scale: float = 1.0) -> MatrixGame:
     """`P[i, j] = σ(scale·N(0, 1))` above the diagonal; unique equilibrium with odd support."""
-    return _complete(expit(scale * rng.standard_normal(_shape(n, batch))))
+    return _complete(_sigmoid(scale * rng.standard_normal(_shape(n, batch))))
 
 
 def random_tournament(n: int, rng: Generator, batch: int | None = None) -> MatrixGame:
@@ -163,3 +162,8 @@ def _complete(upper: FloatArray) -> MatrixGame:
     above = np.triu(upper, 1)
     below = np.tril(1.0 - np.swapaxes(upper, -1, -2), -1)
     return MatrixGame(above + below + 0.5 * np.eye(upper.shape[-1]))
+
+
+def _sigmoid(x: FloatArray) -> FloatArray:
+    """`1/(1 + e^{−x})`, without overflow and with σ(x) + σ(−x) = 1 to the last bit."""
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * x))
