@@ -138,19 +138,21 @@ def advance_compiled(
     state.step = until
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _product(A: FloatArray, x: FloatArray, out: FloatArray) -> None:
-    """out = A x, row by row: A is skew, so x·A = −A x, and a sum of rows needs no reduction to vectorise."""
-    out[:] = 0.0
-    for j in range(x.size):
-        for i in range(x.size):
-            out[i] -= A[j, i] * x[j]
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def _product(A: FloatArray, b: int, x: FloatArray, k: int, out: FloatArray) -> None:
+    """out[k] = A[b] x[k]; the sums may be taken in any order, as BLAS does."""
+    for i in range(A.shape[1]):
+        total = 0.0
+        for j in range(A.shape[1]):
+            total += A[b, i, j] * x[k, j]
+        out[k, i] = total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _add(out: FloatArray, weight: float, x: FloatArray) -> None:
-    for i in range(out.size):
-        out[i] += weight * x[i]
+def _add(out: FloatArray, to: int, weight: float, x: FloatArray, k: int) -> None:
+    """out[to] += weight·x[k]."""
+    for i in range(out.shape[1]):
+        out[to, i] += weight * x[k, i]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -167,18 +169,21 @@ def _free_buffer(at: IntArray, left: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _normalise(logits: FloatArray, policy: FloatArray) -> None:
-    """logits ← log π and policy ← π, with π ∝ exp(logits)."""
-    largest = logits.max()
-    total = 0.0
-    for i in range(logits.size):
-        logits[i] -= largest
-        policy[i] = np.exp(logits[i])
-        total += policy[i]
+def _normalise(logits: FloatArray, policy: FloatArray, k: int) -> None:
+    """logits[k] ← log π and policy[k] ← π, with π ∝ exp(logits[k])."""
+    n = logits.shape[1]
+    largest, total = logits[k, 0], 0.0
+    for i in range(1, n):
+        largest = max(largest, logits[k, i])
+    for i in range(n):
+        logits[k, i] -= largest
+        policy[k, i] = np.exp(logits[k, i])
+    for i in range(n):
+        total += policy[k, i]
     log_total = np.log(total)
-    for i in range(logits.size):
-        logits[i] -= log_total
-        policy[i] /= total
+    for i in range(n):
+        logits[k, i] -= log_total
+        policy[k, i] /= total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -211,51 +216,55 @@ def _run(
     # so that a copy is a pointer and shares its payoff vector.
     log_pi, pi, q = np.empty((names + 2, n)), np.empty((names + 2, n)), np.empty((names + 2, n))
     known, at = np.empty(names + 2, dtype=np.bool_), np.empty(names, dtype=np.int64)
+    average, average_payoff = np.empty((1, n)), np.empty((1, n))
     complete = linear
     for b in range(batch):
         complete = linear
         known[:] = False
         for k in range(names):
             log_pi[k], pi[k], at[k] = log_policies[k, b], policies[k, b], k
-        for i in range(which.size):
+        for t in range(which.size):
             left = at[current]
-            column = i if weights.shape[1] > 1 else 0
-            for s in range(first_step[which[i]], first_step[which[i] + 1]):
+            column = t if weights.shape[1] > 1 else 0
+            for s in range(first_step[which[t]], first_step[which[t] + 1]):
                 if copied[s] >= 0:
                     at[to[s]] = at[copied[s]]
                     continue
                 free = _free_buffer(at, left)
-                logits = log_pi[free]
-                logits[:] = 0.0
+                for i in range(n):
+                    log_pi[free, i] = 0.0
                 for term in range(first_term[s], first_term[s + 1]):
                     k, weight = at[source[term]], weights[term, column]
                     if is_payoff[term]:
                         if not known[k]:
-                            _product(A[b], pi[k], q[k])
+                            _product(A, b, pi, k, q)
                             known[k] = True
-                        _add(logits, weight, q[k])
+                        _add(log_pi, free, weight, q, k)
                     else:
-                        _add(logits, weight, log_pi[k])
-                _normalise(logits, pi[free])
+                        _add(log_pi, free, weight, log_pi, k)
+                _normalise(log_pi, pi, free)
                 known[free] = False
                 at[to[s]] = free
             if known[left]:
-                _add(payoff_sum[b], 1.0, q[left])
+                _add(payoff_sum, b, 1.0, q, left)
             else:
                 complete = False
             now = at[current]
-            _add(policy_sum[b], 1.0, pi[now])
-            if row_at[i] >= 0:
-                row, count = row_at[i], step + i + 2.0
+            _add(policy_sum, b, 1.0, pi, now)
+            if row_at[t] >= 0:
+                row, count = row_at[t], step + t + 2.0
                 if not known[now]:
-                    _product(A[b], pi[now], q[now])
+                    _product(A, b, pi, now, q)
                     known[now] = True
-                row_log[row, b], row_payoff[row, b] = log_pi[now], q[now]
-                row_average[row, b] = policy_sum[b] / count
-                if complete:
-                    row_average_payoff[row, b] = (payoff_sum[b] + q[now]) / count
-                else:
-                    _product(A[b], row_average[row, b], row_average_payoff[row, b])
+                for i in range(n):
+                    average[0, i] = policy_sum[b, i] / count
+                    average_payoff[0, i] = (payoff_sum[b, i] + q[now, i]) / count
+                if not complete:
+                    _product(A, b, average, 0, average_payoff)
+                for i in range(n):
+                    row_log[row, b, i], row_payoff[row, b, i] = log_pi[now, i], q[now, i]
+                    row_average[row, b, i] = average[0, i]
+                    row_average_payoff[row, b, i] = average_payoff[0, i]
         for k in range(names):
             log_policies[k, b], policies[k, b] = log_pi[at[k]], pi[at[k]]
     return complete
