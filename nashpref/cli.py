@@ -141,9 +141,8 @@ def _reproduce(options: argparse.Namespace) -> int:
     for name in options.names:
         if name not in EXPERIMENTS:
             raise ValueError(f"no experiment {name!r}{_nearest(name, EXPERIMENTS)}; --list shows them all")
-    for path in reproduce(
-        options.names or list(EXPERIMENTS), size=options.size, out=Path(options.out), data=options.data
-    ):
+    names, out = options.names or list(EXPERIMENTS), Path(options.out)
+    for path in reproduce(names, size=options.size, out=out, data=options.data, progress=True):
         print(f"wrote {path}")
     return 0
 

@@ -114,7 +114,8 @@ def advance_compiled(
     row_at = np.full(until - state.step, -1, dtype=np.int64)
     row_at[grid - state.step - 1] = np.arange(len(grid))
     payoff_sum = np.zeros((batch, n)) if state.payoff_sum is None else state.payoff_sum.reshape(batch, n)
-    shape = (-1, batch, n)
+    capacity = rows.log_policy.shape[-2]
+    shape = (batch, capacity, n)
     complete = _run(
         game.payoffs.reshape(batch, n, n),
         index["current"],
@@ -126,6 +127,8 @@ def advance_compiled(
         state.step,
         *code,
         row_at,
+        rows.largest.reshape(batch, -1),
+        rows.average_largest.reshape(batch, -1),
         rows.log_policy.reshape(shape),
         rows.payoff.reshape(shape),
         rows.average.reshape(shape),
@@ -169,12 +172,20 @@ def _free_buffer(at: IntArray, left: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _largest(x: FloatArray, k: int) -> float:
+    """max(x[k]); NaN when all entries are, and an iterate that overflowed has no others."""
+    largest = x[k, 0]
+    for i in range(1, x.shape[1]):
+        if x[k, i] > largest:
+            largest = x[k, i]
+    return largest  # type: ignore[no-any-return]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _normalise(logits: FloatArray, policy: FloatArray, k: int) -> None:
     """logits[k] ← log π and policy[k] ← π, with π ∝ exp(logits[k])."""
     n = logits.shape[1]
-    largest, total = logits[k, 0], 0.0
-    for i in range(1, n):
-        largest = max(largest, logits[k, i])
+    largest, total = _largest(logits, k), 0.0
     for i in range(n):
         logits[k, i] -= largest
         policy[k, i] = np.exp(logits[k, i])
@@ -205,6 +216,8 @@ def _run(
     is_payoff: IntArray,
     weights: FloatArray,
     row_at: IntArray,
+    row_largest: FloatArray,
+    row_average_largest: FloatArray,
     row_log: FloatArray,
     row_payoff: FloatArray,
     row_average: FloatArray,
@@ -261,10 +274,13 @@ def _run(
                     average_payoff[0, i] = (payoff_sum[b, i] + q[now, i]) / count
                 if not complete:
                     _product(A, b, average, 0, average_payoff)
-                for i in range(n):
-                    row_log[row, b, i], row_payoff[row, b, i] = log_pi[now, i], q[now, i]
-                    row_average[row, b, i] = average[0, i]
-                    row_average_payoff[row, b, i] = average_payoff[0, i]
+                row_largest[b, row] = _largest(q, now)
+                row_average_largest[b, row] = _largest(average_payoff, 0)
+                if row_log.size > 0:
+                    for i in range(n):
+                        row_log[b, row, i], row_payoff[b, row, i] = log_pi[now, i], q[now, i]
+                        row_average[b, row, i] = average[0, i]
+                        row_average_payoff[b, row, i] = average_payoff[0, i]
         for k in range(names):
             log_policies[k, b], policies[k, b] = log_pi[at[k]], pi[at[k]]
     return complete

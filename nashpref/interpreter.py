@@ -76,32 +76,45 @@ class State:
 
 @dataclass
 class Rows:
-    """The vectors behind the measurements of up to R recorded steps, each `(R, [B,] n)`."""
+    """What is measured of up to R recorded steps.
 
+    The largest payoffs, `([B,] R)`, are enough for the unregularised gaps. The vectors behind the other
+    measurements, `([B,] R, n)`, have no rows unless they are wanted. A game's rows lie together: the compiled
+    interpreter writes them one game after the other.
+    """
+
+    steps: IntArray
+    largest: FloatArray
+    average_largest: FloatArray
     log_policy: FloatArray
     payoff: FloatArray
     average: FloatArray
     average_payoff: FloatArray
-    steps: IntArray
     filled: int = 0
 
     @staticmethod
-    def empty(rows: int, shape: tuple[int, ...]) -> Rows:
-        """Space for `rows` recorded steps."""
-        log_policy, payoff, average, average_payoff = np.empty((4, rows, *shape))
-        return Rows(log_policy, payoff, average, average_payoff, np.zeros(rows, dtype=np.int64))
+    def empty(rows: int, shape: tuple[int, ...], vectors: bool) -> Rows:
+        """Space for `rows` recorded steps of policies of `shape`."""
+        *batch, n = shape
+        kept = (4, *batch, rows if vectors else 0, n)
+        return Rows(np.zeros(rows, dtype=np.int64), *np.empty((2, *batch, rows)), *np.empty(kept))
 
     def record(self, game: MatrixGame, state: State) -> None:
         """Note the current iterate and the average."""
-        current, k = state.policies["current"], self.filled
-        self.log_policy[k] = current.log_policy
-        self.payoff[k] = current.payoff
-        np.divide(state.policy_sum, state.step + 1, out=self.average[k])
+        current, k, count = state.policies["current"], self.filled, state.step + 1
+        average: FloatArray | None = None
         if state.payoff_sum is None:
-            self.average_payoff[k] = game.payoff(self.average[k])
+            average = state.policy_sum / count
+            average_payoff = game.payoff(average)
         else:
-            np.add(state.payoff_sum, current.payoff, out=self.average_payoff[k])
-            self.average_payoff[k] /= state.step + 1
+            average_payoff = (state.payoff_sum + current.payoff) / count
+        self.largest[..., k] = np.maximum.reduce(current.payoff, axis=-1)
+        self.average_largest[..., k] = np.maximum.reduce(average_payoff, axis=-1)
+        if self.log_policy.size:
+            self.log_policy[..., k, :] = current.log_policy
+            self.payoff[..., k, :] = current.payoff
+            self.average[..., k, :] = state.policy_sum / count if average is None else average
+            self.average_payoff[..., k, :] = average_payoff
         self.steps[k] = state.step
         self.filled += 1
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nashpref.games.matrix import MatrixGame
 from nashpref.policies import FloatArray, check_policy, check_reference, kl, log_policy, normalise
-
-SHORT = 32  # numpy reduces a last axis up to about this length faster as so many whole columns
 
 
 def best_response(
@@ -60,8 +57,6 @@ def duality_gap(
 
 def unregularised_gap(q: FloatArray) -> FloatArray:
     """`2 max_y q(y)` from the payoff vector `q = A π` that an interpreter already has."""
-    if q.ndim > 1 and q.shape[-1] <= SHORT:
-        return np.asarray(2.0 * reduce(np.maximum, np.moveaxis(q, -1, 0)))
     return np.asarray(2.0 * np.maximum.reduce(q, axis=-1))
 
 

@@ -56,7 +56,7 @@ def kl(log_p: FloatArray, log_q: FloatArray) -> FloatArray:
 def entropy(log_p: FloatArray) -> FloatArray:
     """−Σ_y p(y) log p(y) over the last axis, from log-probabilities; 0·log 0 = 0."""
     p = np.exp(log_p)
-    return np.asarray(-np.add.reduce(np.where(p > 0.0, p * log_p, 0.0), axis=-1))
+    return np.asarray(-np.add.reduce(p * np.where(p > 0.0, log_p, 0.0), axis=-1))
 
 
 def uniform(shape: tuple[int, ...]) -> FloatArray:
@@ -73,10 +73,9 @@ def check_policy(
     where `positive` asks for full support), or when a row does not sum to one within 1e-8.
     """
     array = np.array(policy, dtype=np.float64)
-    try:
-        array = np.array(np.broadcast_to(array, shape))
-    except ValueError:
-        raise ValueError(f"{name} has shape {np.shape(policy)}; the game needs {shape}") from None
+    if array.shape not in (shape, shape[-1:]):
+        raise ValueError(f"{name} has shape {array.shape}; the game needs {shape}")
+    array = np.array(np.broadcast_to(array, shape))
     for bad, what in (
         (~np.isfinite(array), "is not finite"),
         (array < 0.0, "is negative"),

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nashpref.games.matrix import MatrixGame
 from nashpref.interpreter import Iterate, NamedPolicies, Rows, State, advance
-from nashpref.metrics import regularised_gap, unregularised_gap
+from nashpref.metrics import regularised_gap
 from nashpref.mirror import UpdateRule, target_beta
 from nashpref.policies import FloatArray, IntArray, check_policy, check_reference, kl, log_policy, normalise
 from nashpref.trace import Snapshot, Status, Trace
@@ -24,6 +24,7 @@ from nashpref.trace import Snapshot, Status, Trace
 RECORDS = 1000  # length of the default recording grid
 CHUNK_SECONDS = 0.25  # how long a chunk may take: the reaction time to Ctrl-C, and of the progress bar
 CHUNK_BYTES = 2**26  # what a chunk may hold of recorded vectors
+CHUNK_RECORDS = 2**16  # what a chunk may hold of recorded numbers
 COMPILED_SIZE = 256  # above this many responses BLAS is as fast as the compiled interpreter
 COMPILED_STEPS = (
     50_000  # below this many game-steps starting the compiled interpreter costs more than it saves
@@ -61,18 +62,22 @@ class Measurements:
 
     def measure(self, rows: Rows) -> dict[str, FloatArray]:
         """All measurements of the filled rows, in vectorised form."""
-        k = slice(rows.filled)
-        log_pi, q, average_q = rows.log_policy[k], rows.payoff[k], rows.average_payoff[k]
-        plain = unregularised_gap(q)
-        columns = {"gap": plain, "unregularised_gap": plain, "average_gap": unregularised_gap(average_q)}
+        log_pi, q, average, average_q = (
+            vectors[..., : rows.filled, :]
+            for vectors in (rows.log_policy, rows.payoff, rows.average, rows.average_payoff)
+        )
+        plain = 2.0 * rows.largest[..., : rows.filled]
+        average_gap = 2.0 * rows.average_largest[..., : rows.filled]
+        columns = {"gap": plain, "unregularised_gap": plain, "average_gap": average_gap}
         if self.beta > 0.0:
-            columns["gap"] = regularised_gap(log_pi, q, self.beta, self.log_reference)
-            log_average = np.log(rows.average[k])
-            columns["average_gap"] = regularised_gap(log_average, average_q, self.beta, self.log_reference)
+            log_mu = self.log_reference[..., None, :]
+            columns["gap"] = regularised_gap(log_pi, q, self.beta, log_mu)
+            columns["average_gap"] = regularised_gap(np.log(average), average_q, self.beta, log_mu)
         if self.log_equilibrium is not None:
-            columns["kl"] = kl(self.log_equilibrium, log_pi)
+            columns["kl"] = kl(self.log_equilibrium[..., None, :], log_pi)
+        columns = {name: np.moveaxis(values, -1, 0) for name, values in columns.items()}
         if self.keep_policies:
-            columns["policies"] = np.exp(log_pi)
+            columns["policies"] = np.moveaxis(np.exp(log_pi), -2, 0)
         return columns
 
     def take(self, rows: Rows, tol: float, callback: Callable[[Record], object] | None) -> Status | None:
@@ -86,10 +91,10 @@ class Measurements:
             status = Status.CONVERGED if worst[keep] <= tol else Status.NON_FINITE
             keep += status is Status.CONVERGED
         if keep:
-            self.append(rows.steps[:keep], columns)
+            self.append(rows.steps[:keep].copy(), columns)  # the rows are used again
         if callback is not None and keep:
             last = keep - 1
-            seen = Record(int(rows.steps[last]), columns["gap"][last], np.exp(rows.log_policy[last]))
+            seen = Record(int(rows.steps[last]), columns["gap"][last], np.exp(rows.log_policy[..., last, :]))
             if callback(seen) and status is None:
                 status = Status.STOPPED
         return status
@@ -191,8 +196,11 @@ def solve(
     run = _interpreter(game, steps, compiled)
     grid = _record_grid(record, steps)
     # A chunk of iterations is bounded in memory, and ends at each recorded step if a callback watches.
-    most = 1 if callback else max(1, min(len(grid), CHUNK_BYTES // (32 * game.preferences[..., 0].size)))
-    rows = Rows.empty(most, game.policy_shape)
+    vectors = beta > 0.0 or pi_star is not None or keep_policies or callback is not None
+    most = CHUNK_BYTES // (32 * game.preferences[..., 0].size) if vectors else CHUNK_RECORDS
+    most = 1 if callback is not None else max(1, min(len(grid), most))
+    rows = Rows.empty(most, game.policy_shape, vectors)
+
     status: Status | None = None
     threshold = -1.0 if tol is None else tol
     with np.errstate(all="ignore"), _delayed_interrupt() as stop, _progress(progress, steps) as bar:

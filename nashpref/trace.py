@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -134,7 +136,7 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one npz file; an existing file is replaced only once the new one is whole."""
-        meta = {
+        meta: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "beta": self.beta,
@@ -149,6 +151,7 @@ class Trace:
         arrays |= {f"policy:{name}": value for name, value in self.snapshot.policies.items()}
         arrays |= {"policy_sum": self.snapshot.policy_sum, "payoff_sum": self.snapshot.payoff_sum}
         present = {name: value for name, value in arrays.items() if value is not None}
+        meta["digest"] = _digest(present)
         with _atomic(Path(path)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, metadata=np.array(json.dumps(meta)), **present)
 
@@ -159,17 +162,21 @@ class Trace:
         Raises `ValueError` for a file that is no trace, is damaged, or comes from a later version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            meta = json.loads(str(arrays.pop("metadata")))
-        except (OSError, IsADirectoryError) as error:
-            raise ValueError(f"{path}: {error.strerror or error}") from None
+            file = open(path, "rb")
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        try:
+            with file, np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            meta = dict(json.loads(str(arrays.pop("metadata"))))
         except Exception as error:  # zipfile, numpy and json each have their own
             raise ValueError(f"{path}: not a trace saved by nashpref, or damaged ({error})") from None
         if meta.get("format") != FORMAT:
             raise ValueError(f"{path}: not a trace saved by nashpref")
         if meta.get("version") != VERSION:
             raise ValueError(f"{path}: trace format {meta.get('version')}; this nashpref reads {VERSION}")
+        if meta.get("digest") != _digest(arrays):
+            raise ValueError(f"{path}: damaged, its arrays do not have the checksum of those that were saved")
         try:
             snapshot = Snapshot(
                 step=int(meta["step"]),
@@ -189,11 +196,20 @@ class Trace:
                 compiled=bool(meta["compiled"]),
                 fingerprint=str(meta["fingerprint"]),
             )
-        except KeyError as error:
-            raise ValueError(f"{path}: the trace lacks {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged, its metadata are incomplete or wrong ({error})") from None
 
 
 _ARRAYS = ("steps", "gap", "unregularised_gap", "average_gap", "kl", "policies")
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """One checksum of all names and arrays: those of the archive do not notice an array that is missing."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _named(arrays: dict[str, Any], prefix: str) -> dict[str, FloatArray]:
@@ -213,10 +229,11 @@ class _atomic:
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            umask = os.umask(0)
-            os.umask(umask)
-            self.temporary.chmod(0o666 & ~umask)
-            self.temporary.replace(self.path)
-        else:
+        try:
+            if kind is None:
+                umask = os.umask(0)
+                os.umask(umask)
+                self.temporary.chmod(0o666 & ~umask)
+                self.temporary.replace(self.path)
+        finally:
             self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""The experiments behind the figures: `nashpref reproduce`.
+
+Each module holds the settings of one experiment and a pure function from settings to tables. A script of
+the same name in `nashpref.paper_figs` draws them, from the CSV files alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import nashpref as npf
+from nashpref.experiments import (
+    averages,
+    comal,
+    contraction,
+    exploitability,
+    nash_md_bounds,
+    regularised,
+    spirals,
+)
+from nashpref.experiments.common import Experiment, save
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "spirals": spirals.EXPERIMENT,
+    "nash_md_bounds": nash_md_bounds.EXPERIMENT,
+    "averages": averages.EXPERIMENT,
+    "regularised": regularised.EXPERIMENT,
+    "comal": comal.EXPERIMENT,
+    "contraction": contraction.EXPERIMENT,
+    "exploitability": exploitability.EXPERIMENT,
+}
+
+
+def reproduce(
+    names: Iterable[str] = tuple(EXPERIMENTS),
+    *,
+    size: Literal["quick", "default", "full"] = "default",
+    out: Path | str = "results",
+    data: Sequence[Path | str] = (),
+    progress: bool = False,
+) -> list[Path]:
+    """Run experiments and draw their figures; returns the files drawn.
+
+    The results of each go to `out/<name>/` (`config.json`, `env.json` and CSV files), its figure to
+    `out/figures/<name>.png` and `.pdf`. The same settings give the same bytes.
+
+    Args:
+        names: keys of `EXPERIMENTS`; all by default.
+        size: "quick" (seconds), "default", or "full" (more games and steps).
+        out: the folder of the results; it is created.
+        data: labelled CSV matrices of real preferences for "exploitability".
+        progress: show a bar, on a terminal, once two seconds have passed.
+
+    Raises:
+        ValueError: an unknown name, data that no named experiment uses, or a matrix that cannot be read;
+            before anything is computed or written.
+    """
+    names, out = list(names), Path(out)
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise ValueError(f"no experiment {unknown[0]!r}: there are {', '.join(EXPERIMENTS)}")
+    if data and "exploitability" not in names:
+        raise ValueError(
+            f"{data[0]}: only the experiment 'exploitability' uses matrices, and it is not named"
+        )
+    for path in data:
+        exploitability.reward(npf.MatrixGame.from_csv(path))
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in _bar(names) if progress else names:
+        experiment = EXPERIMENTS[name]
+        settings = experiment.sizes[size]
+        if data and name == "exploitability":
+            settings = dataclasses.replace(settings, matrices=tuple(map(str, data)))
+        save(out / name, settings, experiment.run(settings))
+        written += draw(name, out)
+    return written
+
+
+def draw(name: str, out: Path) -> list[Path]:
+    """Draw the figure of an experiment from its results under `out`, computing nothing."""
+    from nashpref.paper_figs.style import render
+
+    script = importlib.import_module(f"nashpref.paper_figs.{name}")
+    return render(script.draw, out / name, out / "figures" / name)
+
+
+def _bar(names: list[str]) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(names, delay=2, disable=None, unit="experiment", leave=False)

@@ -1,0 +1,104 @@
+"""What the experiments share: their shape, tidy tables, and results on disk."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import nashpref as npf
+
+Table = Mapping[str, NDArray[Any]]
+"""Columns of equal length by name."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One figure's worth of numbers.
+
+    Attributes:
+        title: one line for `nashpref reproduce --list`.
+        sizes: the settings behind `--quick`, no flag ("default") and `--full`: frozen dataclasses.
+        run: settings → tables, by the stem of the CSV that each becomes. A pure function.
+    """
+
+    title: str
+    sizes: Mapping[str, Any]
+    run: Callable[[Any], Mapping[str, Table]]
+
+
+def table(trace: npf.Trace, *columns: str, **labels: str | float) -> Table:
+    """The recorded `columns` of a trace (`step` first, `game` for a batch), with the `labels` before them."""
+    recorded = trace.columns()
+    names = [name for name in ("game", "step") if name in recorded]
+    kept = {name: recorded[name] for name in (*names, *columns)}
+    return {name: np.full(len(kept["step"]), value) for name, value in labels.items()} | kept
+
+
+def stack(tables: Sequence[Table]) -> Table:
+    """Tables with the same columns, one below the other."""
+    return {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
+
+
+def save(folder: Path, settings: Any, tables: Mapping[str, Table]) -> None:
+    """Write `config.json`, `env.json` and a CSV for each table, numbers in full precision.
+
+    The bytes depend on the settings, the installed versions and the arithmetic of the machine alone. A
+    file is replaced only once the new one is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, columns in tables.items():
+        with _replacing(folder / f"{name}.csv") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+    for name, content in (("config", dataclasses.asdict(settings)), ("env", environment())):
+        with _replacing(folder / f"{name}.json") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+
+
+def environment() -> dict[str, str | int | None]:
+    """What the numbers may depend on: versions, processor type and number of cores."""
+    versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "matplotlib")}
+    return {
+        "nashpref": npf.__version__,
+        "python": platform.python_version(),
+        **versions,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class _replacing:
+    """A text file that takes the place of `path` when the block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
+
+    def __enter__(self) -> Any:
+        self.file = open(self.temporary, "w", newline="", encoding="utf-8")
+        return self.file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.file.close()
+        if kind is None:
+            self.temporary.replace(self.path)
+        else:
+            self.temporary.unlink()

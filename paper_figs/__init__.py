@@ -1,0 +1,1 @@
+"""Figures: each script reads the CSV files of one experiment and draws them; none computes."""

@@ -1,0 +1,250 @@
+"""`nashpref reproduce`, quick size: what the CSV files say, and that figures are drawn from them alone."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nashpref as npf
+from nashpref.experiments import EXPERIMENTS, reproduce
+from nashpref.experiments.common import save
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    drawn = reproduce(size="quick", out=folder)
+    names = [f"{name}.{suffix}" for name in EXPERIMENTS for suffix in ("png", "pdf")]
+    assert [path.name for path in drawn] == names
+    return folder
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = {}
+    for name in rows[0]:
+        cells = [row[name] for row in rows]
+        try:
+            columns[name] = np.array(cells, dtype=float)
+        except ValueError:
+            columns[name] = np.array(cells)
+    return columns
+
+
+def where(table, **values):
+    keep = np.logical_and.reduce([table[name] == value for name, value in values.items()])
+    return {name: column[keep] for name, column in table.items()}
+
+
+def settings(out, name):
+    return json.loads((out / name / "config.json").read_text(encoding="utf-8"))
+
+
+def slope(x, y):
+    return np.polyfit(np.log(x), np.log(y), 1)[0]
+
+
+def test_mwu_spirals_out_ogda_and_egpo_spiral_in(out):
+    table = read(out / "spirals" / "iterates.csv")
+    kl = {method: where(table, method=method)["kl"] for method in ("MWU", "OGDA", "EGPO")}
+    assert len({curve[0] for curve in kl.values()}) == 1
+    assert (np.diff(kl["MWU"]) > 0.0).all()
+    assert kl["MWU"][-1] > 10 * kl["MWU"][0]
+    for method in ("OGDA", "EGPO"):
+        assert kl[method][-1] < kl[method][0] / 100
+    assert where(table, method="MWU")["step"].tolist() == list(range(settings(out, "spirals")["steps"] + 1))
+    np.testing.assert_allclose(table["rock"] + table["scissors"] + table["paper"], 1.0, atol=1e-12)
+
+
+def test_nash_md_keeps_below_both_bounds_and_falls_as_the_square(out):
+    table = read(out / "nash_md_bounds" / "schedule.csv")
+    made = where(table | {"made": table["step"] > 0}, made=True)
+    sharp = 0.5 / (made["beta"] ** 2 * (made["step"] + 1))
+    assert (made["kl"] <= sharp).all()
+    assert set(made["beta"]) == {1.0, 0.1, 0.01}
+    late = where(made | {"late": made["step"] >= 300}, late=True, beta=1.0)
+    for game in np.unique(late["game"]):
+        curve = where(late, game=game)
+        assert slope(curve["step"], curve["kl"]) == pytest.approx(-2.0, abs=0.1)
+
+
+def test_a_constant_step_biases_nash_md_but_not_gda(out):
+    table = read(out / "nash_md_bounds" / "constant.csv")
+    last = where(table, step=table["step"].max())
+    assert where(last, method="GDA", eta=0.5)["kl"].max() < 1e-25
+    bias = {eta: where(last, method="Nash-MD", eta=eta)["kl"] for eta in (0.5, 0.2)}
+    assert min(bias[0.5].min(), bias[0.2].min()) > 1e-6
+    np.testing.assert_allclose(bias[0.5] / bias[0.2], (0.5 / 0.2) ** 2, rtol=0.15)  # the bias is O(η²)
+
+
+def test_averages_fall_at_their_rates_and_below_their_bounds(out):
+    table, config = read(out / "averages" / "gaps.csv"), settings(out, "averages")
+    D, eta = math.log(config["n"]), config["eta"]
+    mwu, ogda, onpo = (where(table, method=method) for method in ("MWU", "OGDA", "ONPO"))
+    assert sorted(set(mwu["T"])) == list(config["horizons"])
+    assert (mwu["average_gap"] <= np.sqrt(2 * D / mwu["T"])).all()
+    assert (ogda["T"] * ogda["average_gap"] <= 2 * D / eta + 1 + eta / 4).all()
+    assert (onpo["T"] * onpo["average_gap"] <= 2 * D / eta).all()
+    assert (onpo["T"] * onpo["average_gap"]).max() > 4 * math.sqrt(D)  # as printed, it fails
+    for rows, rate in ((mwu, -0.5), (ogda, -1.0)):
+        late = where(rows | {"late": rows["T"] >= 100}, late=True)
+        assert slope(late["T"], late["average_gap"]) == pytest.approx(rate, abs=0.06)
+
+
+def test_regularised_last_iterates_in_the_published_setting(out):
+    table = read(out / "regularised" / "gaps.csv")
+
+    def final(beta, method):
+        rows = where(table, beta=beta, method=method)
+        return where(rows, step=rows["step"].max())["gap"]
+
+    for method in ("EGPO", "OGDA", "Nash-MP"):
+        assert final(0.01, method).max() < 1e-12
+        assert final(0.1, method).max() < 1e-20
+    assert final(0.01, "GDA").max() > 1e-3  # past its stability limit on some games
+    assert final(0.1, "GDA").max() < 1e-20
+    assert final(0.1, "Nash-MD").min() > 1e-6
+
+
+def test_comal_converges_where_the_others_do_not(out):
+    table = read(out / "comal" / "iterates.csv")
+    gap = {
+        method: where(table, method=method)["unregularised_gap"]
+        for method in ("COMAL", "INPO", "SPPO", "iterative IPO")
+    }
+    half = len(gap["COMAL"]) // 2
+    assert gap["COMAL"][-1] < 1e-8
+    assert gap["INPO"][half:].min() > 1e-3
+    assert np.ptp(gap["INPO"][half:]) < 1e-6  # a constant gap: it converged, elsewhere
+    for method in ("SPPO", "iterative IPO"):
+        assert gap[method][half:].min() > 0.1
+        assert np.ptp(gap[method][half:]) > 0.1
+    last = where(table, method="COMAL")
+    np.testing.assert_allclose([last[y][-1] for y in "abc"], np.array([4, 3, 4]) / 11, atol=1e-9)
+
+
+def test_contraction_factors_are_those_of_the_spectrum(out):
+    factors, limits = (read(out / "contraction" / f"{name}.csv") for name in ("factors", "limits"))
+    beta = settings(out, "contraction")["beta"]
+    near = where(factors | {"near": factors["predicted"] < 1.2}, near=True)
+    np.testing.assert_allclose(near["measured"], near["predicted"], rtol=0.05)
+    cycles = where(near | {"one_mode": near["game"] != "random, n = 10"}, one_mode=True, method="GDA")
+    assert len(cycles["eta"]) >= 6
+    np.testing.assert_allclose(cycles["measured"], cycles["predicted"], rtol=1e-3)
+
+    omega = 1 / math.sqrt(12)  # rock-paper-scissors
+    limit = {m: where(limits, game="rock-paper-scissors", method=m)["limit"][0] for m in ("GDA", "MMD")}
+    assert limit["GDA"] == pytest.approx(2 * beta / (beta**2 + omega**2), rel=1e-9)
+    assert limit["MMD"] == pytest.approx(2 * beta / (omega**2 - beta**2), rel=1e-9)
+    for game, method, limit in zip(limits["game"], limits["method"], limits["limit"], strict=True):
+        points = where(factors, game=game, method=method)
+        clear = np.abs(points["eta"] / limit - 1) > 0.02
+        assert ((points["measured"] < 1.0) == (points["eta"] < limit))[clear].all()
+
+
+def test_a_reward_costs_exploitability_where_preferences_cycle(out):
+    table = read(out / "exploitability" / "cycle.csv")
+    tie = where(table, favour=0.0)
+    assert tie["exploitability"].max() < 1e-12  # without a favourite everything stays uniform
+    tilted = where(table | {"tilted": table["favour"] > 0}, tilted=True)
+    greedy = where(tilted, method="RLHF/DPO", beta=0.0)["exploitability"]
+    np.testing.assert_allclose(greedy, 1 / 6, atol=1e-12)  # y3 beats the favourite with 2/3
+    assert where(tilted, method="Nash", beta=0.0)["exploitability"].max() < 1e-12
+    soft = {m: where(tilted, method=m, beta=0.1)["exploitability"] for m in ("RLHF/DPO", "Nash")}
+    assert (soft["Nash"] < soft["RLHF/DPO"] / 2).all()
+
+    ends = where(read(out / "exploitability" / "frontier.csv"), beta=0.0)
+    assert where(ends, method="Nash")["exploitability"].max() < 1e-12
+    assert where(ends, method="RLHF/DPO")["exploitability"].min() > 0.1
+
+
+def test_the_same_run_gives_the_same_bytes(out, tmp_path):
+    reproduce(size="quick", out=tmp_path)
+    files = sorted(path.relative_to(out) for path in out.rglob("*.*"))
+    assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    assert {path.suffix for path in files} == {".json", ".csv", ".png", ".pdf"}
+    for path in files:
+        assert (out / path).read_bytes() == (tmp_path / path).read_bytes(), path
+
+
+def test_figures_only_read(out):
+    """Where nothing can be solved, the same figures come out."""
+    before = {path: path.read_bytes() for path in (out / "figures").iterdir()}
+    for path in before:
+        path.unlink()
+    code = f"""
+import sys
+from pathlib import Path
+import nashpref as npf
+import nashpref.experiments as experiments
+
+def forbidden(*args, **options):
+    raise AssertionError("a figure computed something")
+
+for name in ("solve", "equilibrium", "duality_gap", "best_response"):
+    for module in [m for key, m in sys.modules.items() if key.startswith("nashpref")]:
+        if callable(getattr(module, name, None)):
+            setattr(module, name, forbidden)
+npf.MatrixGame.__init__ = forbidden
+for name in experiments.EXPERIMENTS:
+    experiments.draw(name, Path({str(out)!r}))
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    assert {path: path.read_bytes() for path in (out / "figures").iterdir()} == before
+
+
+def test_real_matrices_take_the_place_of_the_synthetic_one(tmp_path):
+    path = tmp_path / "ours.csv"
+    path.write_text("row,a,b,c\na,0.5,0.8,0.4\nb,0.2,0.5,0.7\nc,0.6,0.3,0.5\n", encoding="utf-8")
+    png, pdf = reproduce(["exploitability"], size="quick", out=tmp_path, data=[path])
+    assert png.stat().st_size > 10_000
+    assert pdf.read_bytes().startswith(b"%PDF")
+    frontier = read(tmp_path / "exploitability" / "frontier.csv")
+    assert set(frontier["game"]) == {"ours"}
+    start = where(frontier, method="Nash", beta=100.0)
+    assert start["exploitability"][0] == pytest.approx(0.2 / 3, abs=1e-3)  # a against uniform
+
+
+@pytest.mark.parametrize(
+    ("names", "content", "message"),
+    [
+        (["spiral"], None, "no experiment 'spiral'"),
+        (["spirals"], "row,a,b\na,0.5,0.6\nb,0.4,0.5\n", "only the experiment 'exploitability'"),
+        (["exploitability"], "row,a,b\na,0.5,0.9\nb,0.4,0.5\n", "bad.csv"),
+        (["exploitability"], "row,a,b\na,0.5,1\nb,0,0.5\n", "'a' never lost"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, names, content, message):
+    data = []
+    if content is not None:
+        data = [tmp_path / "bad.csv"]
+        data[0].write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        reproduce(names, size="quick", out=tmp_path / "results", data=data)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_failed_write_leaves_the_old_result(tmp_path):
+    config = EXPERIMENTS["spirals"].sizes["quick"]
+    save(tmp_path, config, {"table": {"x": np.arange(3.0)}})
+    old = (tmp_path / "table.csv").read_bytes()
+    with pytest.raises(ValueError, match="shorter"):
+        save(tmp_path, config, {"table": {"x": np.arange(5.0), "y": np.arange(4.0)}})
+    assert (tmp_path / "table.csv").read_bytes() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "env.json", "table.csv"]
+
+
+def test_every_experiment_has_three_sizes_and_says_where_it_ran(out):
+    for name, experiment in EXPERIMENTS.items():
+        assert set(experiment.sizes) == {"quick", "default", "full"}
+        env = json.loads((out / name / "env.json").read_text(encoding="utf-8"))
+        assert env["nashpref"] == npf.__version__
+        assert env["numpy"] == np.__version__
+        assert env["cpus"] >= 1
