@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _solve(options: argparse.Namespace) -> int:
-    outputs = _writable(options, "out", "csv")
+    outputs = _writable(options, "out", "csv", "figure")
     game = _read_game(options)
     rule = _rule(options.rule, options)
     resume = None if options.resume is None else npf.Trace.load(options.resume)
@@ -67,6 +67,10 @@ def _solve(options: argparse.Namespace) -> int:
     for path, write in ((options.out, trace.save), (options.csv, trace.to_csv)):
         if path is not None:
             write(path)
+    if options.figure is not None:
+        from nashpref.paper_figs import convergence
+
+        convergence.figure({type(rule).__name__: trace}, options.figure)
     print(_report(game, trace, options.top))
     for path in outputs:
         print(f"wrote {path}")
@@ -109,9 +113,9 @@ def _rank(options: argparse.Namespace) -> int:
     if options.json is not None:
         Path(options.json).write_text(ranking.to_json() + "\n", encoding="utf-8")
     if options.figure is not None:
-        from nashpref.paper_figs.rank import figure
+        from nashpref.paper_figs import rank
 
-        figure(ranking, options.figure)
+        rank.figure(ranking, options.figure)
     for path in outputs:
         print(f"wrote {path}")
     return 0
@@ -306,6 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tol", type=float, help="stop at this gap")
     sub.add_argument("--out", metavar="NPZ", help="save the trace")
     sub.add_argument("--csv", metavar="CSV", help="save the recorded columns")
+    sub.add_argument("--figure", metavar="PNG", help="draw the gap against the iterations")
     sub.add_argument("--resume", metavar="NPZ", help="go on from a saved trace")
     sub.add_argument("--top", type=int, default=10, help="responses to print (default: 10)")
     force(sub)
