@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nashpref.equilibrium import Equilibrium, equilibrium
 from nashpref.games import zoo
 from nashpref.games.matrix import MatrixGame
+from nashpref.measure import Record
 from nashpref.metrics import best_response, duality_gap
 from nashpref.mirror import MirrorStep, UpdateRule, decreasing, horizon
 from nashpref.rules import (
@@ -30,7 +31,7 @@ from nashpref.rules import (
     NashMD,
     NashMP,
 )
-from nashpref.solve import Interrupted, Record, log_grid, solve
+from nashpref.solve import Interrupted, log_grid, solve
 from nashpref.trace import Status, Trace
 
 if TYPE_CHECKING:

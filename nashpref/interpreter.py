@@ -102,19 +102,17 @@ class Rows:
     def record(self, game: MatrixGame, state: State) -> None:
         """Note the current iterate and the average."""
         current, k, count = state.policies["current"], self.filled, state.step + 1
-        average: FloatArray | None = None
         if state.payoff_sum is None:
-            average = state.policy_sum / count
-            average_payoff = game.payoff(average)
+            total_payoff = game.payoff(state.policy_sum)
         else:
-            average_payoff = (state.payoff_sum + current.payoff) / count
+            total_payoff = state.payoff_sum + current.payoff
         self.largest[..., k] = np.maximum.reduce(current.payoff, axis=-1)
-        self.average_largest[..., k] = np.maximum.reduce(average_payoff, axis=-1)
+        self.average_largest[..., k] = np.maximum.reduce(total_payoff, axis=-1) / count
         if self.log_policy.size:
             self.log_policy[..., k, :] = current.log_policy
             self.payoff[..., k, :] = current.payoff
-            self.average[..., k, :] = state.policy_sum / count if average is None else average
-            self.average_payoff[..., k, :] = average_payoff
+            self.average[..., k, :] = state.policy_sum / count
+            self.average_payoff[..., k, :] = total_payoff / count
         self.steps[k] = state.step
         self.filled += 1
 
@@ -123,12 +121,12 @@ def evaluate(step: MirrorStep, policies: NamedPolicies, game: MatrixGame) -> Ite
     """One mirror step, exactly: `Σ_k w_k log π_k + Σ_j g_j q_j`, normalised."""
     if step.copied is not None:
         return policies[step.copied]
-    logits: FloatArray | float = 0.0
-    for name, weight in step.anchors.items():
-        logits = logits + weight * policies[name].log_policy
-    for name, weight in step.payoffs.items():
-        logits = logits + weight * policies[name].payoff
-    return Iterate(game, *normalise(np.asarray(logits)))
+    terms = [(weight, policies[name].log_policy) for name, weight in step.anchors.items()]
+    terms += [(weight, policies[name].payoff) for name, weight in step.payoffs.items()]
+    logits, *rest = (vector if weight == 1.0 else weight * vector for weight, vector in terms)
+    for vector in rest:
+        logits = logits + vector
+    return Iterate(game, *normalise(logits))
 
 
 def advance(

@@ -26,7 +26,9 @@ def normalise(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
     shifted = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
     weights = np.exp(shifted)
     total = np.add.reduce(weights, axis=-1, keepdims=True)
-    return shifted - np.log(total), weights / total
+    shifted -= np.log(total)
+    weights /= total
+    return shifted, weights
 
 
 def geometric_mixture(log_policies: Mapping[str, FloatArray], weights: Mapping[str, float]) -> FloatArray:

@@ -9,16 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from nashpref.games.matrix import MatrixGame
 from nashpref.interpreter import Iterate, NamedPolicies, Rows, State, advance
-from nashpref.metrics import regularised_gap
+from nashpref.measure import Measurements, Record
 from nashpref.mirror import UpdateRule, target_beta
-from nashpref.policies import FloatArray, IntArray, check_policy, check_reference, kl, log_policy, normalise
+from nashpref.policies import FloatArray, IntArray, check_policy, check_reference, log_policy, normalise
 from nashpref.trace import Snapshot, Status, Trace
 
 RECORDS = 1000  # length of the default recording grid
@@ -26,9 +25,7 @@ CHUNK_SECONDS = 0.25  # how long a chunk may take: the reaction time to Ctrl-C, 
 CHUNK_BYTES = 2**26  # what a chunk may hold of recorded vectors
 CHUNK_RECORDS = 2**16  # what a chunk may hold of recorded numbers
 COMPILED_SIZE = 256  # above this many responses BLAS is as fast as the compiled interpreter
-COMPILED_STEPS = (
-    50_000  # below this many game-steps starting the compiled interpreter costs more than it saves
-)
+COMPILED_SECONDS = 0.75  # of the numpy interpreter, below which loading the compiled one costs more
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,93 +34,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, trace: Trace) -> None:
         super().__init__(f"interrupted after {trace.snapshot.step} steps")
         self.trace = trace
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a callback sees at a recorded step: the step, the gap (`(B,)` for a batch) and the policy."""
-
-    step: int
-    gap: FloatArray
-    policy: FloatArray
-
-
-@dataclass
-class Measurements:
-    """The columns of a trace as they grow, one array per chunk."""
-
-    game: MatrixGame
-    beta: float
-    log_reference: FloatArray
-    log_equilibrium: FloatArray | None
-    keep_policies: bool
-    columns: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
-    steps: list[IntArray] = field(default_factory=list)
-
-    def measure(self, rows: Rows) -> dict[str, FloatArray]:
-        """All measurements of the filled rows, in vectorised form."""
-        log_pi, q, average, average_q = (
-            vectors[..., : rows.filled, :]
-            for vectors in (rows.log_policy, rows.payoff, rows.average, rows.average_payoff)
-        )
-        plain = 2.0 * rows.largest[..., : rows.filled]
-        average_gap = 2.0 * rows.average_largest[..., : rows.filled]
-        columns = {"gap": plain, "unregularised_gap": plain, "average_gap": average_gap}
-        if self.beta > 0.0:
-            log_mu = self.log_reference[..., None, :]
-            columns["gap"] = regularised_gap(log_pi, q, self.beta, log_mu)
-            columns["average_gap"] = regularised_gap(np.log(average), average_q, self.beta, log_mu)
-        if self.log_equilibrium is not None:
-            columns["kl"] = kl(self.log_equilibrium[..., None, :], log_pi)
-        columns = {name: np.moveaxis(values, -1, 0) for name, values in columns.items()}
-        if self.keep_policies:
-            columns["policies"] = np.moveaxis(np.exp(log_pi), -2, 0)
-        return columns
-
-    def take(self, rows: Rows, tol: float, callback: Callable[[Record], object] | None) -> Status | None:
-        """Measure a chunk and keep it up to the step at which the run ends, if it does; say why."""
-        columns = self.measure(rows)
-        worst, average = _worst(columns["gap"]), _worst(columns["average_gap"])
-        ends = ~np.isfinite(worst) | ~np.isfinite(average) | (worst <= tol)
-        status, keep = None, rows.filled
-        if ends.any():
-            keep = int(ends.argmax())
-            status = Status.CONVERGED if worst[keep] <= tol else Status.NON_FINITE
-            keep += status is Status.CONVERGED
-        if keep:
-            self.append(rows.steps[:keep].copy(), columns)  # the rows are used again
-        if callback is not None and keep:
-            last = keep - 1
-            seen = Record(int(rows.steps[last]), columns["gap"][last], np.exp(rows.log_policy[..., last, :]))
-            if callback(seen) and status is None:
-                status = Status.STOPPED
-        return status
-
-    def stalled(self) -> bool:
-        """Whether the second half of the recorded steps brought no lower gap than the first."""
-        worst = _worst(np.concatenate(self.columns["gap"]))
-        half = len(worst) // 2
-        return half > 0 and bool(worst[half:].min() >= worst[:half].min())
-
-    @property
-    def last(self) -> int:
-        """The last measured step."""
-        return int(self.steps[-1][-1])
-
-    def append(self, steps: IntArray, columns: Mapping[str, FloatArray]) -> None:
-        """Add the measurements of `steps`."""
-        self.steps.append(steps)
-        for name, values in columns.items():
-            self.columns.setdefault(name, []).append(values[: len(steps)])
-
-    def column(self, name: str) -> FloatArray | None:
-        """A whole column; None if it is not measured."""
-        return np.concatenate(self.columns[name]) if name in self.columns else None
-
-
-def _worst(gap: FloatArray) -> FloatArray:
-    """The largest gap of each recorded step."""
-    return gap if gap.ndim == 1 else np.asarray(gap.max(axis=1))
 
 
 def log_grid(steps: int, points: int = RECORDS) -> list[int]:
@@ -260,7 +170,8 @@ def _record_grid(record: int | Sequence[int] | None, steps: int) -> IntArray:
 
 def _interpreter(game: MatrixGame, steps: int, compiled: bool | None) -> Callable[..., None]:
     if compiled is None:
-        compiled = game.n <= COMPILED_SIZE and steps * (game.batch or 1) >= COMPILED_STEPS and _has_numba()
+        seconds = steps * (15e-6 + 1.5e-9 * game.payoffs.size)  # what numpy would take, roughly
+        compiled = game.n <= COMPILED_SIZE and seconds >= COMPILED_SECONDS and _has_numba()
     if not compiled:
         return advance
     try:

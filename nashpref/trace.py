@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -162,11 +163,11 @@ class Trace:
         Raises `ValueError` for a file that is no trace, is damaged, or comes from a later version.
         """
         try:
-            file = open(path, "rb")
+            content = io.BytesIO(Path(path).read_bytes())
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None
         try:
-            with file, np.load(file, allow_pickle=False) as archive:
+            with np.load(content, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = dict(json.loads(str(arrays.pop("metadata"))))
         except Exception as error:  # zipfile, numpy and json each have their own

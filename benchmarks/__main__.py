@@ -1,0 +1,48 @@
+"""`python -m benchmarks` measures everything and writes the report; with NAMES it prints those groups.
+
+A group is a module of this package with a function `rows()` that yields `harness.Row`s, listed in `GROUPS`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from time import perf_counter
+
+# One thread for whatever has a pool of its own, before NumPy is loaded and reads it. `threads` widens the
+# BLAS pools, in a process of its own; limits set later than this do not reach the compilers' pools.
+for pool in ("OPENBLAS", "MKL", "OMP", "NUMBA", "RAYON"):
+    os.environ[f"{pool}_NUM_THREADS"] = "1"
+
+GROUPS = ("exact", "regularised", "iterate", "batch", "threads", "footprint")
+
+
+def main(names: list[str]) -> int:
+    """Run the groups `names` (all, and write the report, when there are none)."""
+    from benchmarks import harness
+
+    if unknown := set(names) - set(GROUPS):
+        print(
+            f"benchmarks: no group {', '.join(sorted(unknown))}; choose from {', '.join(GROUPS)}",
+            file=sys.stderr,
+        )
+        return 2
+    machine = harness.machine()
+    print(harness.machine_line(machine))
+    began = perf_counter()
+    rows: list[harness.Row] = []
+    for name in names or GROUPS:
+        print(f"\n{name} ({perf_counter() - began:.0f} s)")
+        for row in harness.collect(name, import_module(f"benchmarks.{name}").rows):
+            rows.append(row)
+            print(f"  {harness.summary(row)}", flush=True)
+    failed = [row.name for row in rows if row.holds is False]
+    print(f"\n{len(rows)} rows in {perf_counter() - began:.0f} s; missed: {', '.join(failed) or 'none'}")
+    if not names:
+        harness.write_report(rows, machine)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
