@@ -29,8 +29,8 @@ class MWU(SteppedRule):
 
     The exact form of SPPO, SPO and DNO, and of iterative IPO with η = 1/τ.
 
-    Guarantee: the *average* iterate, `Gap(π̄_T) ≤ 2(KL(π*‖π_1)/(ηT) + η/8)`: O(1/√T) with
-    `eta=horizon(n, T)`. The last iterate moves away from an interior equilibrium for every η.
+    Guarantee: the *average* iterate, `Gap(π̄_T) ≤ 2(D/(ηT) + η/8)` with D = max_y log 1/π_1(y): O(1/√T)
+    with `eta=horizon(n, T)`. The last iterate moves away from an interior equilibrium for every η.
     The theorem's step depends on the horizon, so `eta` has no default.
 
     Source: Freund & Schapire (1999); SPPO, arXiv:2405.00675, Theorem 4.1.
@@ -137,8 +137,8 @@ class OGDA(SteppedRule):
     extrapolated, so the fixed point is exact.
 
     Guarantee: β = 0, average iterate: `T·Gap(π̄_T) ≤ 2D/η + 1 + η/4`, D = max_y log 1/π_1(y), for
-    η ≤ 1/√2 (default 1/2). Last iterate: linear when the equilibrium is unique, locally stable iff
-    ηω < 1/√3. β > 0: linear last iterate, default η = 1/(2β+4).
+    η ≤ 2(√2−1) (default 1/2). Last iterate: linear when the equilibrium is unique and η small; locally
+    stable iff ηω < 1/√3. β > 0: locally linear, default η = 1/(2β+4); no global bound for this form is known.
 
     Source: Rakhlin & Sridharan (2013); Wei et al., arXiv:2006.09517; OMPO at H = 1, arXiv:2502.12678.
     """
@@ -169,8 +169,8 @@ class ONPO(SteppedRule):
     `π'_{t+1} ∝ π'_t exp(η q_{π_t})`, `π_{t+1} ∝ π'_{t+1} exp(η q_{π_t})`: the base takes the step, and the
     same payoff predicts the next one. The iterates π_t are those of OGDA with `q_{π_{−1}} := 0`.
 
-    Guarantee: as OGDA at β = 0. The paper prints `Gap(π̄_T) ≤ 4√D/T`, which fails for D > 1/4;
-    `nashpref theorems` shows both.
+    Guarantee: average iterate, `T·Gap(π̄_T) ≤ 2D/η + η/(4−2η)` for η ≤ 2(√2−1), D as for OGDA. The paper
+    prints `4√D/T`, which fails on games with D > 0.914: `nashpref theorems` shows both.
 
     Source: arXiv:2502.16852, Theorems 2 and 3 (default η = 1/2).
     """
@@ -193,10 +193,11 @@ class EGPO(SteppedRule):
 
     `π_{t+½} ∝ π_t^{1−ηβ} μ^{ηβ} exp(η q_{π_t})`, `π_{t+1} ∝ π_t^{1−ηβ} μ^{ηβ} exp(η q_{π_{t+½}})`.
 
-    Guarantee: `KL(π*_β‖π_t) ≤ (1−ηβ)^t KL(π*_β‖π_0)` for η ≤ 1/(1+β), the default; at β = 0 it is
-    mirror-prox, locally stable iff ηω < 1.
+    Guarantee: `KL(π*_β‖π_t) ≤ (1−ηβ)^t KL(π*_β‖π_0)` for η ≤ 1/(β+L), L = max|A| ≤ 1/2; the default is
+    1/(1+β). At β = 0 it is mirror-prox, locally stable iff ηω < 1.
 
-    Source: arXiv:2503.08942; rate from Cen, Wei & Chi, arXiv:2105.15186, on centred payoffs.
+    Source: arXiv:2503.08942; rate from Cen, Wei & Chi, arXiv:2105.15186 (η ≤ 1/(β+2L)), sharpened in
+    theory/notes/last_iterates.md.
     """
 
     beta: float = 0.0

@@ -170,7 +170,7 @@ def _record_grid(record: int | Sequence[int] | None, steps: int) -> IntArray:
 
 def _interpreter(game: MatrixGame, steps: int, compiled: bool | None) -> Callable[..., None]:
     if compiled is None:
-        seconds = steps * (15e-6 + 1.5e-9 * game.payoffs.size)  # what numpy would take, roughly
+        seconds = steps * (15e-6 + 2e-8 * game.payoffs[..., 0].size)  # what numpy would take, roughly
         compiled = game.n <= COMPILED_SIZE and seconds >= COMPILED_SECONDS and _has_numba()
     if not compiled:
         return advance
