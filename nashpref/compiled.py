@@ -114,11 +114,15 @@ def advance_compiled(
     row_at = np.full(until - state.step, -1, dtype=np.int64)
     row_at[grid - state.step - 1] = np.arange(len(grid))
     payoff_sum = np.zeros((batch, n)) if state.payoff_sum is None else state.payoff_sum.reshape(batch, n)
+    left = state.policies["current"].known_payoff
+    current_payoff = np.zeros((batch, n)) if left is None else left.reshape(batch, n).copy()
     capacity = rows.log_policy.shape[-2]
     shape = (batch, capacity, n)
-    complete = _run(
+    complete, known = _run(
         game.payoffs.reshape(batch, n, n),
         index["current"],
+        current_payoff,
+        left is not None,
         log_policies,
         policies,
         state.policy_sum.reshape(batch, n),
@@ -136,7 +140,8 @@ def advance_compiled(
     )
     for k, name in enumerate(names):
         log_pi, pi = (array[k].reshape(game.policy_shape) for array in (log_policies, policies))
-        state.policies[name] = Iterate(game, log_pi, pi)
+        payoff = current_payoff.reshape(game.policy_shape) if known and name == "current" else None
+        state.policies[name] = Iterate(game, log_pi, pi, payoff)
     state.payoff_sum = payoff_sum.reshape(game.policy_shape) if complete else None
     state.step = until
 
@@ -201,6 +206,8 @@ def _normalise(logits: FloatArray, policy: FloatArray, k: int) -> None:
 def _run(
     A: FloatArray,
     current: int,
+    current_payoff: FloatArray,
+    current_known: bool,
     log_policies: FloatArray,
     policies: FloatArray,
     policy_sum: FloatArray,
@@ -222,8 +229,12 @@ def _run(
     row_payoff: FloatArray,
     row_average: FloatArray,
     row_average_payoff: FloatArray,
-) -> bool:
-    """Run every game of the batch through the chunk, in place; whether `payoff_sum` is still complete."""
+) -> tuple[bool, bool]:
+    """Run every game of the batch through the chunk, in place.
+
+    Returns whether `payoff_sum` is still complete, and whether `current_payoff` holds the payoffs of the last
+    iterate: what is known must not depend on where one chunk ends and the next begins.
+    """
     names, batch, n = log_policies.shape
     # One buffer for each name, one for the iterate that is being left, one to write. Names point at buffers,
     # so that a copy is a pointer and shares its payoff vector.
@@ -236,6 +247,7 @@ def _run(
         known[:] = False
         for k in range(names):
             log_pi[k], pi[k], at[k] = log_policies[k, b], policies[k, b], k
+        known[current], q[current] = current_known, current_payoff[b]
         for t in range(which.size):
             left = at[current]
             column = t if weights.shape[1] > 1 else 0
@@ -283,4 +295,5 @@ def _run(
                         row_average_payoff[b, row, i] = average_payoff[0, i]
         for k in range(names):
             log_policies[k, b], policies[k, b] = log_pi[at[k]], pi[at[k]]
-    return complete
+        current_payoff[b] = q[at[current]]
+    return complete, known[at[current]]

@@ -64,9 +64,12 @@ def equilibrium(
         beta: weight of the KL towards the reference, ≥ 0.
         reference: μ, positive everywhere; uniform when None. Without effect when β = 0.
         max_entropy: among many equilibria choose the one of largest entropy. Without effect when β > 0.
+            Where near-ties of about 1e-10 max|A| leave open which equilibria there are, the first one found
+            is kept and `method` ends in "largest entropy undecided".
 
     Raises:
-        ValueError: β negative or not finite, or a reference that is not a positive policy.
+        ValueError: β negative, not finite, or positive but below 1e-13 max|A|, where the KL is lost in
+            rounding; a reference that is not a positive policy.
     """
     beta = check_beta(beta)
     mu = check_reference(reference, game.policy_shape)
@@ -79,12 +82,21 @@ def equilibrium(
     payoffs = np.ascontiguousarray(game.payoffs).reshape(-1, game.n, game.n)
     policies, gaps, methods = _solve(payoffs)
     if max_entropy:
-        from nashpref.exact.max_entropy import maximum_entropy
-
-        policies = np.stack([maximum_entropy(A, policy) for A, policy in zip(payoffs, policies, strict=True)])
+        for b, A in enumerate(payoffs):
+            policies[b], methods[b] = _most_even(A, policies[b], methods[b])
         gaps = _gaps(payoffs, policies)
-        methods = [f"{method}, maximum entropy" for method in methods]
     return _result(game, policies.reshape(game.policy_shape), gaps, methods, beta)
+
+
+def _most_even(A: FloatArray, policy: FloatArray, method: str) -> tuple[FloatArray, str]:
+    """The equilibrium of largest entropy, and how it was found: unchanged where it is the only one."""
+    from nashpref.exact.max_entropy import maximum_entropy
+
+    try:
+        chosen = maximum_entropy(A, policy)
+    except RuntimeError:  # margins all but ties: which equilibria there are is lost in rounding
+        return policy, f"{method}, largest entropy undecided"
+    return chosen, method if chosen is policy else f"{method}, maximum entropy"
 
 
 def _result(

@@ -21,9 +21,11 @@ class Iterate:
 
     __slots__ = ("_game", "_payoff", "log_policy", "policy")
 
-    def __init__(self, game: MatrixGame, log_policy: FloatArray, policy: FloatArray) -> None:
+    def __init__(
+        self, game: MatrixGame, log_policy: FloatArray, policy: FloatArray, payoff: FloatArray | None = None
+    ) -> None:
         self._game = game
-        self._payoff: FloatArray | None = None
+        self._payoff = payoff
         self.log_policy = log_policy
         self.policy = policy
 

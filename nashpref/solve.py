@@ -228,6 +228,7 @@ def _restored_state(
         for name in snapshot.log_policies
     }
     start = named.pop("")
+    named["current"] = Iterate(game, trace.log_policy, trace.policy, snapshot.payoff)
     payoff_sum = None if snapshot.payoff_sum is None else snapshot.payoff_sum.copy()
     return State(snapshot.step, NamedPolicies(start, named), snapshot.policy_sum.copy(), payoff_sum)
 
@@ -255,6 +256,7 @@ def _trace(
             step=state.step,
             log_policies={name: iterate.log_policy for name, iterate in kept.items()},
             policies={name: iterate.policy for name, iterate in kept.items()},
+            payoff=state.policies["current"].payoff,
             policy_sum=state.policy_sum,
             payoff_sum=state.payoff_sum,
         ),

@@ -45,12 +45,14 @@ class Status(StrEnum):
 class Snapshot:
     """The complete state of a run after `step` iterations: what `solve(resume=...)` starts from.
 
-    Arrays have the game's policy shape. Both log π and π are kept because exp(log π) rounds differently.
+    Arrays have the game's policy shape. Both log π and π are kept because exp(log π) rounds differently;
+    `payoff` is that of `current`.
     """
 
     step: int
     log_policies: dict[str, FloatArray]
     policies: dict[str, FloatArray]
+    payoff: FloatArray
     policy_sum: FloatArray
     payoff_sum: FloatArray | None
 
@@ -150,7 +152,11 @@ class Trace:
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"log_policy:{name}": value for name, value in self.snapshot.log_policies.items()}
         arrays |= {f"policy:{name}": value for name, value in self.snapshot.policies.items()}
-        arrays |= {"policy_sum": self.snapshot.policy_sum, "payoff_sum": self.snapshot.payoff_sum}
+        arrays |= {
+            "payoff": self.snapshot.payoff,
+            "policy_sum": self.snapshot.policy_sum,
+            "payoff_sum": self.snapshot.payoff_sum,
+        }
         present = {name: value for name, value in arrays.items() if value is not None}
         meta["digest"] = _digest(present)
         with _atomic(Path(path)) as temporary, open(temporary, "wb") as file:
@@ -183,6 +189,7 @@ class Trace:
                 step=int(meta["step"]),
                 log_policies=_named(arrays, "log_policy:"),
                 policies=_named(arrays, "policy:"),
+                payoff=arrays["payoff"],
                 policy_sum=arrays["policy_sum"],
                 payoff_sum=arrays.get("payoff_sum"),
             )

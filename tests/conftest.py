@@ -1,4 +1,4 @@
-"""Hypothesis profiles: derandomised everywhere, with more examples on demand (`--hypothesis-profile=nightly`)."""
+"""Hypothesis profiles: derandomised, with more examples on demand (`--hypothesis-profile=nightly`)."""
 
 from hypothesis import settings
 

@@ -104,6 +104,23 @@ def test_thousands_of_steps_agree_across_chunks(rule: Any) -> None:
     np.testing.assert_allclose(compiled.average_policy, numpy.average_policy, atol=1e-13)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["numpy", "compiled"])
+def test_the_average_is_right_when_only_later_programs_ask_for_its_payoffs(compiled: bool) -> None:
+    """Ten iterations against the mixture, whose own payoffs nobody needs, then GDA, which needs them."""
+    mixed, plain = npf.NashMD(beta=0.1, eta=0.5), npf.GDA(beta=0.1, eta=0.5)
+
+    class Change:
+        beta = 0.1
+
+        def steps(self, t: int) -> Sequence[MirrorStep]:
+            return (mixed if t < 10 else plain).steps(t)
+
+    game, start = npf.zoo.comal(), np.array([0.6, 0.3, 0.1])
+    trace = npf.solve(game, Change(), 90, start=start, record=[90], compiled=compiled)
+    expected = npf.duality_gap(game, trace.average_policy, 0.1)
+    assert trace.average_gap[-1] == pytest.approx(expected, rel=1e-9)
+
+
 # --- the encoding ---
 
 

@@ -27,8 +27,7 @@ def is_unique(payoffs: FloatArray, policy: FloatArray) -> bool:
     """Whether `policy`, an equilibrium of the game with skew payoffs A, shape `(n, n)`, is its only one.
 
     It is exactly when every response outside its support B loses to it and `[A_BB 1; 1ᵀ 0]` is regular.
-    Decided in floating point: an equilibrium that plays or forgoes a response by less than 1e-9 counts as
-    possibly not unique.
+    In floating point: False where a probability and the loss of the same response are both below 1e-12.
     """
     size = np.abs(payoffs).max()
     played = policy > STRICT
@@ -54,7 +53,8 @@ def maximum_entropy(payoffs: FloatArray, policy: FloatArray) -> FloatArray:
         policy: any equilibrium, shape `(n,)`.
 
     Raises:
-        RuntimeError: rounding hides the face of equilibria: A_BB has singular values of about 1e-11·max|A|.
+        RuntimeError: rounding hides which of them that is: several equilibria up to margins of 1e-10·max|A|
+            or so, which the path cannot tell from ties.
     """
     n, size = len(payoffs), np.abs(payoffs).max()
     if size == 0.0:
@@ -65,7 +65,7 @@ def maximum_entropy(payoffs: FloatArray, policy: FloatArray) -> FloatArray:
     for beta in SMALL_BETAS:
         further = solve_regularised(A, 10.0 * beta, log_mu).log_policy
         nearer = solve_regularised(A, beta, log_mu).log_policy
-        # A tenth of β leaves the probabilities of B alone and divides the others by about ten, or by far more.
+        # A tenth of β leaves the probabilities of B alone and divides the others by ten, or by far more.
         played = nearer > np.maximum(further - np.log(3.0), np.log(1e-11))
         optimum = _face_optimum(A[np.ix_(played, played)], A[np.ix_(~played, played)], np.exp(nearer[played]))
         if optimum is not None:
@@ -73,8 +73,8 @@ def maximum_entropy(payoffs: FloatArray, policy: FloatArray) -> FloatArray:
             x[played] = optimum
             return x
     raise RuntimeError(
-        "the equilibria of this game form no face that double precision can tell: some of its margins are "
-        "within 1e-10 of ties; ask for any equilibrium, or round the preferences"
+        "double precision cannot tell which equilibria this game has: some of its margins are all but ties; "
+        "round the preferences, or do without max_entropy"
     )
 
 

@@ -155,9 +155,8 @@ def _check_preferences(P: FloatArray) -> None:
         raise ValueError(
             f"a preference matrix is square, (n, n), or a batch (B, n, n) of square ones; got shape {P.shape}"
         )
-    # Reductions first: the masks that name the culprit are made only when there is one.
-    if not np.isfinite(P.sum()) and (bad := ~np.isfinite(P)).any():
-        raise ValueError(f"{_entry(P, bad)} is not finite: every pair needs a probability")
+    if not np.isfinite(P).all():
+        raise ValueError(f"{_entry(P, ~np.isfinite(P))} is not finite: every pair needs a probability")
     if P.min() < 0.0 or P.max() > 1.0:
         raise ValueError(f"{_entry(P, (P < 0.0) | (P > 1.0))} is not a probability in [0, 1]")
     error = np.swapaxes(P, -1, -2) + P
