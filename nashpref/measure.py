@@ -41,8 +41,9 @@ class Measurements:
             vectors[..., : rows.filled, :]
             for vectors in (rows.log_policy, rows.payoff, rows.average, rows.average_payoff)
         )
-        plain = 2.0 * rows.largest[..., : rows.filled]
-        average_gap = 2.0 * rows.average_largest[..., : rows.filled]
+        # As in `metrics.unregularised_gap`, a largest payoff below zero is rounding.
+        plain = 2.0 * np.maximum(rows.largest[..., : rows.filled], 0.0)
+        average_gap = 2.0 * np.maximum(rows.average_largest[..., : rows.filled], 0.0)
         columns = {"gap": plain, "unregularised_gap": plain, "average_gap": average_gap}
         if self.beta > 0.0:
             log_mu = self.log_reference[..., None, :]

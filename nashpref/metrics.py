@@ -56,8 +56,11 @@ def duality_gap(
 
 
 def unregularised_gap(q: FloatArray) -> FloatArray:
-    """`2 max_y q(y)` from the payoff vector `q = A π` that an interpreter already has."""
-    return np.asarray(2.0 * np.maximum.reduce(q, axis=-1))
+    """`2 max_y q(y)` from the payoff vector `q = A π` that an interpreter already has.
+
+    Playing π itself gains exactly 0, so a maximum below that is rounding.
+    """
+    return np.asarray(2.0 * np.maximum.reduce(q, axis=-1, initial=0.0))
 
 
 def regularised_gap(log_pi: FloatArray, q: FloatArray, beta: float, log_mu: FloatArray) -> FloatArray:
