@@ -55,9 +55,10 @@ def equal(actual: Trace, expected: Trace) -> None:
         np.testing.assert_array_equal(a.policies[name], b.policies[name])
         np.testing.assert_array_equal(a.log_policies[name], b.log_policies[name])
     np.testing.assert_array_equal(a.policy_sum, b.policy_sum)
-    assert (a.payoff_sum is None) == (b.payoff_sum is None)
-    if b.payoff_sum is not None:
-        np.testing.assert_array_equal(a.payoff_sum, b.payoff_sum)
+    for ours, theirs in ((a.payoff, b.payoff), (a.payoff_sum, b.payoff_sum)):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            np.testing.assert_array_equal(ours, theirs)
 
 
 # --- the round trip ---
