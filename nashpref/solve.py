@@ -77,8 +77,8 @@ def solve(
         callback: called with a `Record` at each recorded step; a true result stops the run.
         compiled: True runs the compiled interpreter (needs numba), False the numpy one; None chooses by
             size. Their iterates agree to 1e-12.
-        resume: the trace of an earlier run of the same rule on the same game, to be continued as if it had
-            never stopped.
+        resume: the trace of an earlier run of the same rule on the same game and reference, to be continued
+            as if it had never stopped. Of a schedule that is a function only the name can be compared.
         progress: show a bar, on a terminal, once two seconds have passed.
 
     Returns:
@@ -89,6 +89,8 @@ def solve(
             trace that belongs to another run.
         Interrupted: on Ctrl-C; it carries the trace so far.
     """
+    if resume is not None and start is not None:
+        raise ValueError("start and resume exclude each other: a resumed run goes on from where it stands")
     if steps < 0 or (tol is not None and not tol >= 0.0):
         raise ValueError(f"steps = {steps} and tol = {tol}: neither may be negative")
     beta = target_beta(rule)
@@ -159,7 +161,7 @@ def _chunk_end(step: int, until: int, grid: IntArray, most: int) -> tuple[int, I
 def _record_grid(record: int | Sequence[int] | None, steps: int) -> IntArray:
     if record is None:
         chosen = np.array(log_grid(steps), dtype=np.int64)
-    elif isinstance(record, int):
+    elif isinstance(record, int | np.integer):
         if record < 1:
             raise ValueError(f"record = {record}: record every k-th step with k ≥ 1")
         chosen = np.arange(0, steps + 1, record)

@@ -36,7 +36,7 @@ class Status(StrEnum):
     STALLED = "stalled"
     """All steps were made; the second half did not lower the gap: a cycle, a bias, or rounding."""
     NON_FINITE = "non_finite"
-    """The next iterate overflowed; the trace ends at the last recorded finite one."""
+    """An iterate became NaN by overflow; the trace ends at the last recorded finite one."""
     STOPPED = "stopped"
     """The callback, or an interrupt, asked for the end."""
 
@@ -242,6 +242,8 @@ class _atomic:
                 umask = os.umask(0)
                 os.umask(umask)
                 self.temporary.chmod(0o666 & ~umask)
+                with open(self.temporary, "rb") as file:
+                    os.fsync(file.fileno())  # the bytes before the name, or a power cut leaves neither
                 self.temporary.replace(self.path)
         finally:
             self.temporary.unlink(missing_ok=True)

@@ -598,3 +598,16 @@ def test_progress_is_silent_off_a_terminal(capfd: pytest.CaptureFixture[str]) ->
     trace = solve(RULES["EGPO"], 100, progress=True)
     assert capfd.readouterr() == ("", "")
     np.testing.assert_array_equal(trace.gap, solve(RULES["EGPO"], 100).gap)
+
+
+def test_resume_takes_no_start_and_numpy_integers_are_integers() -> None:
+    half = npf.solve(GAME, npf.OGDA(), 10)
+    with pytest.raises(ValueError, match="start and resume"):
+        npf.solve(GAME, npf.OGDA(), 20, start=MU, resume=half)
+    assert npf.solve(GAME, npf.OGDA(), 20, record=np.int64(10)).steps.tolist() == [0, 10, 20]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_recorded_steps_are_those_of_the_grid_over_many_chunks(compiled: bool) -> None:
+    trace = npf.solve(GAME, npf.MWU(eta=0.5), 20_000, record=1, compiled=compiled)
+    np.testing.assert_array_equal(trace.steps, np.arange(20_001))
