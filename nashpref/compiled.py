@@ -131,8 +131,8 @@ def advance_compiled(
         state.step,
         *code,
         row_at,
-        rows.largest.reshape(batch, -1),
-        rows.average_largest.reshape(batch, -1),
+        rows.largest.reshape(-1, batch),
+        rows.average_largest.reshape(-1, batch),
         rows.log_policy.reshape(shape),
         rows.payoff.reshape(shape),
         rows.average.reshape(shape),
@@ -286,8 +286,8 @@ def _run(
                     average_payoff[0, i] = (payoff_sum[b, i] + q[now, i]) / count
                 if not complete:
                     _product(A, b, average, 0, average_payoff)
-                row_largest[b, row] = _largest(q, now)
-                row_average_largest[b, row] = _largest(average_payoff, 0)
+                row_largest[row, b] = _largest(q, now)
+                row_average_largest[row, b] = _largest(average_payoff, 0)
                 if row_log.size > 0:
                     for i in range(n):
                         row_log[b, row, i], row_payoff[b, row, i] = log_pi[now, i], q[now, i]

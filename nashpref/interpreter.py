@@ -10,7 +10,7 @@ import numpy as np
 
 from nashpref.games.matrix import MatrixGame
 from nashpref.mirror import MirrorStep, UpdateRule
-from nashpref.policies import FloatArray, IntArray, normalise
+from nashpref.policies import FloatArray, IntArray, largest, normalise
 
 
 class Iterate:
@@ -80,9 +80,9 @@ class State:
 class Rows:
     """What is measured of up to R recorded steps.
 
-    The largest payoffs, `([B,] R)`, are enough for the unregularised gaps. The vectors behind the other
-    measurements, `([B,] R, n)`, have no rows unless they are wanted. A game's rows lie together: the compiled
-    interpreter writes them one game after the other.
+    The largest payoffs, `(R[, B])`, are enough for the unregularised gaps. The vectors behind the other
+    measurements, `([B,] R, n)`, have no rows unless they are wanted. A game's vectors lie together: the
+    compiled interpreter writes them one game after the other.
     """
 
     steps: IntArray
@@ -99,7 +99,7 @@ class Rows:
         """Space for `rows` recorded steps of policies of `shape`."""
         *batch, n = shape
         kept = (4, *batch, rows if vectors else 0, n)
-        return Rows(np.zeros(rows, dtype=np.int64), *np.empty((2, *batch, rows)), *np.empty(kept))
+        return Rows(np.zeros(rows, dtype=np.int64), *np.empty((2, rows, *batch)), *np.empty(kept))
 
     def record(self, game: MatrixGame, state: State) -> None:
         """Note the current iterate and the average."""
@@ -108,8 +108,8 @@ class Rows:
             total_payoff = game.payoff(state.policy_sum)
         else:
             total_payoff = state.payoff_sum + current.payoff
-        self.largest[..., k] = np.maximum.reduce(current.payoff, axis=-1)
-        self.average_largest[..., k] = np.maximum.reduce(total_payoff, axis=-1) / count
+        self.largest[k] = largest(current.payoff)
+        self.average_largest[k] = largest(total_payoff) / count
         if self.log_policy.size:
             self.log_policy[..., k, :] = current.log_policy
             self.payoff[..., k, :] = current.payoff

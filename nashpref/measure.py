@@ -42,16 +42,15 @@ class Measurements:
             for vectors in (rows.log_policy, rows.payoff, rows.average, rows.average_payoff)
         )
         # As in `metrics.unregularised_gap`, a largest payoff below zero is rounding.
-        plain = 2.0 * np.maximum(rows.largest[..., : rows.filled], 0.0)
-        average_gap = 2.0 * np.maximum(rows.average_largest[..., : rows.filled], 0.0)
+        plain = 2.0 * np.maximum(rows.largest[: rows.filled], 0.0)
+        average_gap = 2.0 * np.maximum(rows.average_largest[: rows.filled], 0.0)
         columns = {"gap": plain, "unregularised_gap": plain, "average_gap": average_gap}
         if self.beta > 0.0:
-            log_mu = self.log_reference[..., None, :]
-            columns["gap"] = regularised_gap(log_pi, q, self.beta, log_mu)
-            columns["average_gap"] = regularised_gap(np.log(average), average_q, self.beta, log_mu)
+            log_mu, log_average = self.log_reference[..., None, :], np.log(average)
+            columns["gap"] = _by_row(regularised_gap(log_pi, q, self.beta, log_mu))
+            columns["average_gap"] = _by_row(regularised_gap(log_average, average_q, self.beta, log_mu))
         if self.log_equilibrium is not None:
-            columns["kl"] = kl(self.log_equilibrium[..., None, :], log_pi)
-        columns = {name: np.moveaxis(values, -1, 0) for name, values in columns.items()}
+            columns["kl"] = _by_row(kl(self.log_equilibrium[..., None, :], log_pi))
         if self.keep_policies:
             columns["policies"] = np.moveaxis(np.exp(log_pi), -2, 0)
         return columns
@@ -95,6 +94,11 @@ class Measurements:
     def column(self, name: str) -> FloatArray | None:
         """A whole column; None if it is not measured."""
         return np.concatenate(self.columns[name]) if name in self.columns else None
+
+
+def _by_row(values: FloatArray) -> FloatArray:
+    """`([B,] R)` → `(R[, B])`."""
+    return np.moveaxis(values, -1, 0)
 
 
 def _worst(gap: FloatArray) -> FloatArray:

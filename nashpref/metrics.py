@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nashpref.games.matrix import MatrixGame
-from nashpref.policies import FloatArray, check_policy, check_reference, kl, log_policy, normalise
+from nashpref.policies import FloatArray, check_policy, check_reference, kl, largest, log_policy, normalise
 
 
 def best_response(
@@ -60,7 +60,7 @@ def unregularised_gap(q: FloatArray) -> FloatArray:
 
     Playing π itself gains exactly 0, so a maximum below that is rounding.
     """
-    return np.asarray(2.0 * np.maximum.reduce(q, axis=-1, initial=0.0))
+    return np.asarray(2.0 * np.maximum(largest(q), 0.0))
 
 
 def regularised_gap(log_pi: FloatArray, q: FloatArray, beta: float, log_mu: FloatArray) -> FloatArray:
