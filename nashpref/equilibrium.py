@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nashpref.exact.threads import blas_threads
 from nashpref.games.matrix import MatrixGame
 from nashpref.metrics import check_beta, unregularised_gap
 from nashpref.policies import FloatArray, check_reference
@@ -22,6 +23,7 @@ CERTIFIED = 1e-12  # largest gap, relative to max|A|, of a policy that needs no 
 SMALL = 64  # up to here a batch is solved as stacked arrays, or by the compiled simplex
 FEW = 4  # games, below which one at a time is faster all the same
 LARGE = 128  # from here the double oracle's first round is cheap beside the full interior point
+INTERIOR_POINT_THREADS, NEWTON_THREADS = 900, 600  # from here a second BLAS thread pays
 WORTH_LOADING_NUMBA = 2_000_000  # B·n², when the NumPy batch takes as long as `import numba`
 
 
@@ -76,7 +78,8 @@ def equilibrium(
     if beta > 0.0:
         from nashpref.exact.regularised import solve_regularised
 
-        solution = solve_regularised(game.payoffs, beta, np.log(mu))
+        with blas_threads(game.n, NEWTON_THREADS):
+            solution = solve_regularised(game.payoffs, beta, np.log(mu))
         return _result(game, np.exp(solution.log_policy), solution.gap, ["newton"] * (game.batch or 1), beta)
 
     payoffs = np.ascontiguousarray(game.payoffs).reshape(-1, game.n, game.n)
@@ -117,16 +120,18 @@ def _solve(payoffs: FloatArray) -> tuple[FloatArray, FloatArray, list[str]]:
     gaps = np.full(batch, np.inf)
     methods = np.empty(batch, dtype=object)
     accepted = CERTIFIED * payoffs.max(axis=(1, 2))
-    for method, solver in _solvers(batch, n):
-        todo = np.flatnonzero(gaps > accepted)
-        if not todo.size:
-            break
-        games = payoffs if todo.size == batch else payoffs[todo]
-        candidates = solver(games)
-        candidate_gaps = _gaps(games, candidates)
-        better = candidate_gaps < gaps[todo]  # False where a solver returned NaN
-        won = todo[better]
-        policies[won], gaps[won], methods[won] = candidates[better], candidate_gaps[better], method
+    solvers = _solvers(batch, n)
+    with blas_threads(n, INTERIOR_POINT_THREADS):
+        for method, solver in solvers:
+            todo = np.flatnonzero(gaps > accepted)
+            if not todo.size:
+                break
+            games = payoffs if todo.size == batch else payoffs[todo]
+            candidates = solver(games)
+            candidate_gaps = _gaps(games, candidates)
+            better = candidate_gaps < gaps[todo]  # False where a solver returned NaN
+            won = todo[better]
+            policies[won], gaps[won], methods[won] = candidates[better], candidate_gaps[better], method
     return policies, gaps, methods.tolist()
 
 

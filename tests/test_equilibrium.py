@@ -486,3 +486,20 @@ def test_largest_entropy_among_clones() -> None:
 def test_bad_input(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         equilibrium(game_of(cycle(0.5, 0.5, 0.5)), **arguments)
+
+
+def test_blas_threads_are_limited_and_given_back() -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    from nashpref.exact.threads import blas_threads
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with blas_threads(100, worth=900):
+            assert threads() == {1}
+        assert threads() == before
+        with blas_threads(900, worth=900), blas_threads(10, worth=900):
+            assert threads() == before
