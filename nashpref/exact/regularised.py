@@ -29,6 +29,7 @@ SHORTEST = 1 / 8  # a fraction of a Newton direction below which another directi
 FURTHEST = 100.0  # ratio of t from one prediction to the next
 NEGLIGIBLE = 1e-14  # probabilities left out of the Jacobian (never out of the residual)
 ROUNDING = 64 * float(np.finfo(np.float64).eps)  # error of F_t, relative to the size of its terms
+RARE = 1e-6  # probabilities that a squared error of rounding size says too little about
 LEAST_BETA = 1e-13  # relative to max|A|: below it the identity in the Jacobian drowns in rounding
 MAX_STEPS = 20_000  # systems for one game; the hardest of 30,000 random ones took a quarter of this
 WORKING_SET = 1 << 22  # payoffs solved together: 32 MB for each array of them
@@ -81,8 +82,20 @@ def solve_regularised(payoffs: FloatArray, beta: float, log_reference: FloatArra
     for first in range(0, len(A), size):
         games = slice(first, first + size)
         theta[games], steps[games] = _follow_path(A[games], log_mu[games], 1.0 / beta)
+    theta = _fill_in_the_rare(A, log_mu, theta, beta)
     gap = regularised_gap(theta, _payoff(A, np.exp(theta)), beta, log_mu)
     return RegularisedSolution(theta.reshape(shape), gap.reshape(shape[:-1]), steps.reshape(shape[:-1]))
+
+
+def _fill_in_the_rare(A: FloatArray, log_mu: FloatArray, theta: FloatArray, beta: float) -> FloatArray:
+    """Give every response too rare to count in the distance from the path the `log π` that the others imply.
+
+    Its own probability acts on nobody, so `log μ + A π/β + c` is right for it to rounding.
+    """
+    pi = np.exp(theta)
+    implied = log_mu + _payoff(A, pi) / beta
+    implied -= np.sum(pi * (implied - theta), axis=-1, keepdims=True)
+    return normalise(np.where(pi < RARE, implied, theta))[0]
 
 
 class _Point(NamedTuple):
