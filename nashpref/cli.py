@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _solve(options: argparse.Namespace) -> int:
+    if options.top < 1:
+        raise ValueError(f"--top {options.top}: print at least one response")
     outputs = _writable(options, "out", "csv", "figure")
     game = _read_game(options)
     rule = _rule(options.rule, options)
@@ -218,6 +220,8 @@ def _nearest(name: str, names: object) -> str:
 def _writable(options: argparse.Namespace, *names: str) -> list[str]:
     """The output paths that were asked for, after checking that each can be written, before any work."""
     paths = [path for name in names if (path := getattr(options, name)) is not None]
+    if "figure" in names and options.figure and not options.figure.endswith((".png", ".pdf", ".svg")):
+        raise ValueError(f"{options.figure}: a figure is a .png, .pdf or .svg")
     for path in map(Path, paths):
         if path.is_dir():
             raise ValueError(f"{path}: is a directory; name a file")
