@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nashpref as npf
 from nashpref.experiments import (
@@ -23,6 +23,7 @@ from nashpref.experiments import (
     spirals,
 )
 from nashpref.experiments.common import Experiment, save
+from nashpref.progress import progress_bar
 
 EXPERIMENTS: dict[str, Experiment] = {
     "spirals": spirals.EXPERIMENT,
@@ -70,14 +71,16 @@ def reproduce(
         exploitability.reward(npf.MatrixGame.from_csv(path))
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in _bar(names) if progress else names:
-        experiment = EXPERIMENTS[name]
-        settings = experiment.sizes[size]
-        if data and name == "exploitability":
-            settings = dataclasses.replace(settings, matrices=tuple(map(str, data)))
-        save(out / name, settings, experiment.run(settings))
-        written += draw(name, out)
+    written: list[Path] = []
+    with progress_bar(progress, len(names), "experiment") as bar:
+        for done, name in enumerate(names, start=1):
+            experiment = EXPERIMENTS[name]
+            settings = experiment.sizes[size]
+            if data and name == "exploitability":
+                settings = dataclasses.replace(settings, matrices=tuple(map(str, data)))
+            save(out / name, settings, experiment.run(settings))
+            written += draw(name, out)
+            bar(done)
     return written
 
 
@@ -87,9 +90,3 @@ def draw(name: str, out: Path) -> list[Path]:
 
     script = importlib.import_module(f"nashpref.paper_figs.{name}")
     return render(script.draw, out / name, out / "figures" / name)
-
-
-def _bar(names: list[str]) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(names, delay=2, disable=None, unit="experiment", leave=False)

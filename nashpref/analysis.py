@@ -20,6 +20,7 @@ from nashpref.bradley_terry import BradleyTerry, fit_bradley_terry
 from nashpref.equilibrium import equilibrium
 from nashpref.games.matrix import MatrixGame
 from nashpref.policies import FloatArray
+from nashpref.progress import progress_bar
 from nashpref.transitivity import TIE, Cycles, condorcet_loser, condorcet_winner, hodge, three_cycles
 
 CONFIDENCE = 0.95
@@ -168,7 +169,14 @@ class Ranking:
         return None if index is None else self.labels[index]
 
 
-def rank(game: MatrixGame, *, bootstrap: int = 0, rng: Generator | None = None, cycles: int = 5) -> Ranking:
+def rank(
+    game: MatrixGame,
+    *,
+    bootstrap: int = 0,
+    rng: Generator | None = None,
+    cycles: int = 5,
+    progress: bool = False,
+) -> Ranking:
     """Nash beside Bradley–Terry, cycles and curl, for a single game.
 
     The Nash mass is that of the equilibrium of largest entropy. Bradley–Terry is fitted by maximum likelihood
@@ -181,6 +189,7 @@ def rank(game: MatrixGame, *, bootstrap: int = 0, rng: Generator | None = None, 
         bootstrap: resamples for intervals; 0 for none.
         rng: the generator they need.
         cycles: how many of the strongest cycles to list.
+        progress: show a bar for the resamples, on a terminal, once two seconds have passed.
 
     Raises:
         ValueError: a batch; a bootstrap without counts or without a generator.
@@ -220,7 +229,7 @@ def rank(game: MatrixGame, *, bootstrap: int = 0, rng: Generator | None = None, 
         favourite=favourite,
         exploitability=None if against is None else float(against.max()),
         nash_win_rate=None if against is None else float(0.5 + solution.policy @ against),
-        bootstrap=_bootstrap(P, weights, flow, fit, bootstrap, rng) if bootstrap and rng else None,
+        bootstrap=_bootstrap(P, weights, flow, fit, bootstrap, rng, progress) if bootstrap and rng else None,
     )
 
 
@@ -261,16 +270,24 @@ def _resamples(P: FloatArray, N: FloatArray, times: int, rng: Generator) -> Iter
 
 
 def _bootstrap(
-    P: FloatArray, N: FloatArray, flow: str, fit: BradleyTerry | None, times: int, rng: Generator
+    P: FloatArray,
+    N: FloatArray,
+    flow: str,
+    fit: BradleyTerry | None,
+    times: int,
+    rng: Generator,
+    progress: bool,
 ) -> Bootstrap:
     nash, curl, scores, regret, chance = [], [], [], [], []
-    for batch in _resamples(P, N, times, rng):
-        nash.append(equilibrium(MatrixGame(batch)).policy)
-        for Q in batch:
-            curl.append(_curl_share(Q, N, flow))
-            if fit is not None:
-                scores.append(fit_bradley_terry(Q * N).scores)
-                regret.append(Q[:, scores[-1].argmax()].max() - 0.5)
+    with progress_bar(progress, times, "resample") as bar:
+        for batch in _resamples(P, N, times, rng):
+            nash.append(equilibrium(MatrixGame(batch)).policy)
+            for Q in batch:
+                curl.append(_curl_share(Q, N, flow))
+                if fit is not None:
+                    scores.append(fit_bradley_terry(Q * N).scores)
+                    regret.append(Q[:, scores[-1].argmax()].max() - 0.5)
+                bar(len(curl))
     if fit is not None:
         model = expit(fit.scores[:, None] - fit.scores)
         chance = [_curl_share(Q, N, flow) for batch in _resamples(model, N, times, rng) for Q in batch]

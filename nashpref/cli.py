@@ -59,7 +59,15 @@ def _solve(options: argparse.Namespace) -> int:
     rule = _rule(options.rule, options)
     resume = None if options.resume is None else npf.Trace.load(options.resume)
     try:
-        trace = npf.solve(game, rule, options.steps, tol=options.tol, resume=resume, progress=True)
+        trace = npf.solve(
+            game,
+            rule,
+            options.steps,
+            tol=options.tol,
+            resume=resume,
+            checkpoint=options.out,
+            progress=True,
+        )
     except npf.Interrupted as interrupt:
         kept = options.out or _unused(f"{Path(options.game).stem}.{options.rule}.npz")
         interrupt.trace.save(kept)
@@ -110,7 +118,9 @@ def _rank(options: argparse.Namespace) -> int:
             f"{options.game}: intervals need the number of comparisons of each pair: add --counts FILE, "
             "or rank comparison records"
         )
-    ranking = npf.rank(game, bootstrap=options.bootstrap, rng=np.random.default_rng(options.seed))
+    ranking = npf.rank(
+        game, bootstrap=options.bootstrap, rng=np.random.default_rng(options.seed), progress=True
+    )
     print(ranking.table())
     if options.json is not None:
         Path(options.json).write_text(ranking.to_json() + "\n", encoding="utf-8")
@@ -312,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--steps", type=int, default=10_000, help="iterations (default: 10000)")
     sub.add_argument("--tol", type=float, help="stop at this gap")
-    sub.add_argument("--out", metavar="NPZ", help="save the trace")
+    sub.add_argument("--out", metavar="NPZ", help="save the trace, and every half minute what there is of it")
     sub.add_argument("--csv", metavar="CSV", help="save the recorded columns")
     sub.add_argument("--figure", metavar="PNG", help="draw the gap against the iterations")
     sub.add_argument("--resume", metavar="NPZ", help="go on from a saved trace")

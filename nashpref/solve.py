@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import signal
 import threading
@@ -18,10 +19,12 @@ from nashpref.interpreter import Iterate, NamedPolicies, Rows, State, advance
 from nashpref.measure import Measurements, Record
 from nashpref.mirror import UpdateRule, target_beta
 from nashpref.policies import FloatArray, IntArray, check_policy, check_reference, log_policy, normalise
+from nashpref.progress import progress_bar
 from nashpref.trace import Snapshot, Status, Trace
 
 RECORDS = 1000  # length of the default recording grid
 CHUNK_SECONDS = 0.25  # how long a chunk may take: the reaction time to Ctrl-C, and of the progress bar
+CHECKPOINT_SECONDS = 30.0
 CHUNK_BYTES = 2**26  # what a chunk may hold of recorded vectors
 CHUNK_RECORDS = 2**16  # what a chunk may hold of recorded numbers
 COMPILED_SIZE = 256  # above this many responses BLAS is as fast as the compiled interpreter
@@ -58,6 +61,7 @@ def solve(
     callback: Callable[[Record], object] | None = None,
     compiled: bool | None = None,
     resume: Trace | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Trace:
     """Run `rule` on `game` for `steps` iterations in exact arithmetic of log-probabilities.
@@ -79,6 +83,7 @@ def solve(
             size. Their iterates agree to 1e-12.
         resume: the trace of an earlier run of the same rule on the same game and reference, to be continued
             as if it had never stopped. Of a schedule that is a function only the name can be compared.
+        checkpoint: where to save the trace so far every half minute, for `resume` after a crash.
         progress: show a bar, on a terminal, once two seconds have passed.
 
     Returns:
@@ -113,9 +118,16 @@ def solve(
     most = 1 if callback is not None else max(1, min(len(grid), most))
     rows = Rows.empty(most, game.policy_shape, vectors)
 
+    def trace_at(state: State, status: Status) -> Trace:
+        return _trace(measured, state, status, rule, run is not advance, fingerprint)
+
     status: Status | None = None
     threshold = -1.0 if tol is None else tol
-    with np.errstate(all="ignore"), _delayed_interrupt() as stop, _progress(progress, steps) as bar:
+    with (
+        np.errstate(all="ignore"),
+        _delayed_interrupt() as stop,
+        progress_bar(progress, steps, "step") as bar,
+    ):
         if resume is None:
             rows.filled = 0
             rows.record(game, state)
@@ -123,6 +135,7 @@ def solve(
         elif float(np.max(resume.gap[-1])) <= threshold:
             status = Status.CONVERGED
         recorded, chunk = state.copy(), 16  # `recorded` is the state at the last measured step
+        saved = time.monotonic()
         while status is None and state.step < steps and not stop.is_set():
             until, ahead = _chunk_end(state.step, min(state.step + chunk, steps), grid, most)
             first, began = state.step, time.perf_counter()
@@ -136,6 +149,9 @@ def solve(
                     state = recorded
                     run(game, rule, state, measured.last, grid[:0], rows, threading.Event())
                 recorded = state.copy()
+                if checkpoint is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                    trace_at(recorded, Status.STOPPED).save(checkpoint)
+                    saved = time.monotonic()
             bar(state.step)
         interrupted = stop.is_set()
         if interrupted and measured.last < state.step:
@@ -145,7 +161,7 @@ def solve(
     if status is None:
         stalled = tol is not None and not interrupted and measured.stalled()
         status = Status.STOPPED if interrupted else Status.STALLED if stalled else Status.MAX_STEPS
-    trace = _trace(measured, state, status, rule, run is not advance, fingerprint)
+    trace = trace_at(state, status)
     if interrupted:
         raise Interrupted(trace)
     return trace
@@ -293,14 +309,3 @@ def _delayed_interrupt() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _progress(show: bool, steps: int) -> Iterator[Callable[[int], None]]:
-    if not show:
-        yield lambda step: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=steps, delay=2, disable=None, unit="step", leave=False) as bar:
-        yield lambda step: bar.update(step - bar.n) and None

@@ -611,3 +611,46 @@ def test_resume_takes_no_start_and_numpy_integers_are_integers() -> None:
 def test_the_recorded_steps_are_those_of_the_grid_over_many_chunks(compiled: bool) -> None:
     trace = npf.solve(GAME, npf.MWU(eta=0.5), 20_000, record=1, compiled=compiled)
     np.testing.assert_array_equal(trace.steps, np.arange(20_001))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_checkpoint_resumes_to_the_same_run(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, path = npf.COMAL(beta=0.1, every=7), tmp_path / "run.npz"
+    whole = npf.solve(GAME, rule, 3000, compiled=compiled)
+    monkeypatch.setattr(sys.modules["nashpref.solve"], "CHECKPOINT_SECONDS", 0.0)
+    saved, save = [], npf.Trace.save
+    monkeypatch.setattr(
+        npf.Trace, "save", lambda self, to: saved.append(self.snapshot.step) or save(self, to)
+    )
+    npf.solve(GAME, rule, 1500, compiled=compiled, checkpoint=path)
+    assert len(saved) > 3
+    assert saved == sorted(set(saved))
+    on = npf.solve(GAME, rule, 3000, resume=npf.Trace.load(path))
+    np.testing.assert_array_equal(on.policy, whole.policy)
+    np.testing.assert_array_equal(on.average_policy, whole.average_policy)
+
+
+def test_a_killed_run_leaves_a_checkpoint_to_resume(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    code = (
+        "import sys, nashpref as npf\n"
+        "sys.modules['nashpref.solve'].CHECKPOINT_SECONDS = 0.0\n"
+        "game, rule = npf.zoo.comal(), npf.OGDA(eta=1.0)\n"
+        "npf.solve(game, rule, 10**9, record=1000, compiled=False, checkpoint=sys.argv[1])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    while not path.exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    trace = npf.Trace.load(path)
+    done = trace.snapshot.step
+    assert done % 1000 == 0
+    on = npf.solve(npf.zoo.comal(), npf.OGDA(eta=1.0), done + 500, record=1000, resume=trace)
+    straight = npf.solve(npf.zoo.comal(), npf.OGDA(eta=1.0), done + 500, record=1000, compiled=False)
+    np.testing.assert_array_equal(on.policy, straight.policy)
+    np.testing.assert_array_equal(on.gap, straight.gap)

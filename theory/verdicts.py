@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -13,6 +13,7 @@ import numpy as np
 from nashpref.games import zoo
 from nashpref.games.matrix import MatrixGame
 from nashpref.policies import FloatArray, normalise, uniform
+from nashpref.progress import progress_bar
 from nashpref.theory.bounds import THEOREMS
 from nashpref.theory.theorems import Case, Check, Theorem, Verdict
 
@@ -116,27 +117,21 @@ def check_all(
         progress: show a bar, on a terminal, once two seconds have passed.
     """
     compiled = find_spec("numba") is not None  # one process makes many short runs: loading it pays
-    rows = []
-    for game_name, game in _shown((named_games() if games is None else games).items(), progress):
-        for reference_name, mu in references(game.n).items():
-            cases: dict[object, Case] = {}
-            for theorem in theorems:
-                for beta in betas if theorem.regularised else (0.0,):
-                    rule = theorem.rule(beta)
-                    case = cases.setdefault(
-                        (rule, theorem.steps), Case(game, rule, mu, theorem.steps, compiled or None)
-                    )
-                    rows.append(Row(theorem, game_name, reference_name, beta, theorem.check(case)))
+    games = named_games() if games is None else games
+    rows: list[Row] = []
+    with progress_bar(progress, len(games), "game") as bar:
+        for done, (game_name, game) in enumerate(games.items(), start=1):
+            for reference_name, mu in references(game.n).items():
+                cases: dict[object, Case] = {}
+                for theorem in theorems:
+                    for beta in betas if theorem.regularised else (0.0,):
+                        rule = theorem.rule(beta)
+                        case = cases.setdefault(
+                            (rule, theorem.steps), Case(game, rule, mu, theorem.steps, compiled or None)
+                        )
+                        rows.append(Row(theorem, game_name, reference_name, beta, theorem.check(case)))
+            bar(done)
     return rows
-
-
-def _shown(games: Iterable[tuple[str, MatrixGame]], progress: bool) -> Iterable[tuple[str, MatrixGame]]:
-    if not progress:
-        return games
-    from tqdm import tqdm
-
-    shown: Iterable[tuple[str, MatrixGame]] = tqdm(games, delay=2, disable=None, unit="game", leave=False)
-    return shown
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
