@@ -207,7 +207,7 @@ def test_an_unwritable_output_is_refused_before_any_work(folder, nashpref):
 
 
 def test_interrupt_saves_the_work_and_exits_130(folder):
-    call = "solve game.csv --rule ogda --steps 2000000000".split()
+    call = ["solve", "game.csv", "--rule", "ogda", "--steps", "2000000000"]
     for patience in (3, 10, 60):  # a machine under load may still be importing when the signal comes
         command = [sys.executable, "-m", "nashpref.cli", *call]
         process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
