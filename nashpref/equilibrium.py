@@ -18,6 +18,7 @@ from nashpref.policies import FloatArray, check_reference
 Solver = Callable[[FloatArray], FloatArray]  # skew matrices (B, n, n) → policies (B, n)
 
 CERTIFIED = 1e-12  # largest gap, relative to max|A|, of a policy that needs no other solver
+CONVERGED = 1e-12  # largest gap of a regularised policy; Newton's method ends ten orders below it
 
 # Sizes at which one method overtakes another, measured on one thread.
 SMALL = 64  # up to here a batch is solved as stacked arrays, or by the compiled simplex
@@ -37,7 +38,8 @@ class Equilibrium:
         gap: the duality gap of `policy`, computed from it: `2 max_y P(y ≻ π*) − 1`, or with β > 0
             `2β KL(π* ‖ BR_β(π*))`. Zero exactly at equilibrium; a float or `(B,)`.
         method: the solver whose policy this is, one name per game of a batch. "linear program" on a game
-            means that the faster methods failed their certificates there.
+            means that the faster methods failed their certificates there; "newton, not converged" that the
+            path to a very small β was given up, with the gap it shows.
         beta: weight of the KL towards the reference.
     """
 
@@ -80,7 +82,8 @@ def equilibrium(
 
         with blas_threads(game.n, NEWTON_THREADS):
             solution = solve_regularised(game.payoffs, beta, np.log(mu))
-        return _result(game, np.exp(solution.log_policy), solution.gap, ["newton"] * (game.batch or 1), beta)
+        methods = ["newton" if gap <= CONVERGED else "newton, not converged" for gap in solution.gap.ravel()]
+        return _result(game, np.exp(solution.log_policy), solution.gap, methods, beta)
 
     payoffs = np.ascontiguousarray(game.payoffs).reshape(-1, game.n, game.n)
     policies, gaps, methods = _solve(payoffs)

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nashpref.equilibrium import equilibrium
 from nashpref.exact.cone_program import exponential_cone
 from nashpref.exact.regularised import solve_regularised
+from nashpref.games.matrix import MatrixGame
 from nashpref.metrics import regularised_gap, unregularised_gap
 from nashpref.policies import kl, normalise
 
@@ -243,3 +245,13 @@ def test_bad_beta(beta):
 def test_reference_without_full_support():
     with pytest.raises(ValueError, match="positive everywhere"):
         solve_regularised(np.zeros((2, 2)), 1.0, np.array([0.0, -np.inf]))
+
+
+def test_a_path_that_is_given_up_is_named(monkeypatch):
+    rng = np.random.default_rng(3)
+    games = MatrixGame(0.5 + np.stack([game("uniform", 9, rng), np.zeros((9, 9))]))
+    assert equilibrium(games, 1e-3).method == ("newton", "newton")
+    monkeypatch.setattr("nashpref.exact.regularised.MAX_STEPS", 2)
+    stopped = equilibrium(games, 1e-3)
+    assert stopped.method == ("newton, not converged", "newton")
+    assert stopped.gap[0] > 1e-6
