@@ -460,6 +460,34 @@ def test_regularised(rng: np.random.Generator) -> None:
     assert batch.gap.shape == batch.value.shape == (2,)
 
 
+def test_largest_entropy_differs_from_the_first_equilibrium_found() -> None:
+    """A lopsided 3-cycle and a response that ties with all: any mixture of the two is an equilibrium."""
+    A = np.zeros((4, 4))
+    A[:3, :3] = cycle(0.45, 0.05, 0.05)
+    game = game_of(A)
+    inner = equilibrium(game_of(A[:3, :3])).policy
+    tie = 1 / (1 + np.exp(-np.sum(inner * np.log(inner))))  # maximises the entropy of the mixture
+    eq = equilibrium(game, max_entropy=True)
+    np.testing.assert_allclose(eq.policy, np.append((1 - tie) * inner, tie), atol=1e-9)
+    assert np.abs(eq.policy - equilibrium(game).policy).max() > 0.01
+
+
+def test_an_undecided_largest_entropy_is_named_and_spares_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nashpref.exact.max_entropy import maximum_entropy
+
+    def refuses_ties(A: FloatArray, policy: FloatArray) -> FloatArray:
+        if not A.any():
+            raise RuntimeError("undecided")
+        return maximum_entropy(A, policy)
+
+    monkeypatch.setattr("nashpref.exact.max_entropy.maximum_entropy", refuses_ties)
+    game = game_of(np.zeros((3, 3)), cycle(0.5, 0.5, 0.5))
+    eq = equilibrium(game, max_entropy=True)
+    assert eq.method[0].endswith("largest entropy undecided")
+    assert "entropy" not in eq.method[1]  # the only equilibrium there is
+    assert_certified(game, eq)
+
+
 def test_largest_entropy_among_clones() -> None:
     """Two rocks: every split of rock's third is an equilibrium, the even one has the largest entropy."""
     rps = cycle(0.5, 0.5, 0.5)

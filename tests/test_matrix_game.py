@@ -74,6 +74,15 @@ def test_bad_labels(labels: list[str], message: str) -> None:
 def test_bad_counts() -> None:
     with pytest.raises(ValueError, match=r"counts has shape \(2, 2\); the preferences have \(3, 3\)"):
         npf.MatrixGame(RPS, counts=np.ones((2, 2)))
+    for value, message in (
+        (-1.0, "is negative"),
+        (np.inf, "is not finite"),
+        (2.0, "differs from its transpose"),
+    ):
+        N = np.ones((3, 3))
+        N[0, 2] = value
+        with pytest.raises(ValueError, match=rf"counts\[0, 2\] = {value} {message}"):
+            npf.MatrixGame(RPS, counts=N)
 
 
 def test_the_tolerance_of_complementarity() -> None:

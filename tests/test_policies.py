@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr
 
-from nashpref.policies import check_policy, entropy, geometric_mixture, kl, log_policy, normalise, uniform
+from nashpref.policies import (
+    check_policy,
+    entropy,
+    geometric_mixture,
+    kl,
+    largest,
+    log_policy,
+    normalise,
+    uniform,
+)
 from nashpref.testing import policies
 
 SHAPES = st.sampled_from([(1,), (2,), (5,), (3, 4), (1, 1)])
@@ -119,3 +128,11 @@ def test_check_policy_broadcasts_and_copies() -> None:
 
 def test_log_policy_of_zeros_is_minus_infinity() -> None:
     assert log_policy(np.array([1.0, 0.0])).tolist() == [0.0, -np.inf]
+
+
+@pytest.mark.parametrize("shape", [(1,), (40,), (5, 1), (5000, 3), (2, 3000, 7), (6, 32), (6, 33), (0, 3)])
+def test_largest_is_the_maximum_of_every_row(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=shape)
+    np.testing.assert_array_equal(largest(values), values.max(axis=-1))
+    strided = np.moveaxis(np.random.default_rng(1).normal(size=(*shape[::-1],)), 0, -1)
+    np.testing.assert_array_equal(largest(strided), strided.max(axis=-1))

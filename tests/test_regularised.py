@@ -1,5 +1,7 @@
 """KL-regularised equilibria against brute force, closed forms, cvxpy and their own certificate."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -255,3 +257,22 @@ def test_a_path_that_is_given_up_is_named(monkeypatch):
     stopped = equilibrium(games, 1e-3)
     assert stopped.method == ("newton, not converged", "newton")
     assert stopped.gap[0] > 1e-6
+
+
+def test_rare_responses_are_set_right_after_the_path(monkeypatch):
+    """Newton's method stops when the distance is rounding, which a probability of 1e-16 cannot move."""
+    module = importlib.import_module("nashpref.exact.regularised")
+    A = np.array(
+        [[0.0, 0.4504637, -0.35584039], [-0.4504637, 0.0, -0.07667355], [0.35584039, 0.07667355, 0.0]]
+    )
+    log_mu = normalise(np.array([-1.08010753, -1.00236858, -1.2261098]))[0]
+    follow = module._follow_path
+
+    def sloppy(*arguments):
+        theta, steps = follow(*arguments)
+        return theta + np.where(theta < -30.0, 1e-3, 0.0), steps
+
+    monkeypatch.setattr(module, "_follow_path", sloppy)
+    solution = solve_regularised(A, 0.01, log_mu)
+    assert solution.log_policy.min() < -30.0
+    assert np.abs(residual(A, 0.01, log_mu, solution.log_policy)).max() <= 1e-12
