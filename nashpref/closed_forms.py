@@ -24,6 +24,10 @@ def rlhf(reward: ArrayLike, beta: float, reference: ArrayLike | None = None) -> 
         beta: β > 0.
         reference: μ, positive everywhere; uniform when None.
 
+    Raises:
+        ValueError: a reward that is no vector of finite numbers, β not positive, or a reference without full
+            support.
+
     Source: arXiv:2305.18290, eq. 4.
     """
     r, mu = _check(reward, beta, reference)

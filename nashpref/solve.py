@@ -90,8 +90,8 @@ def solve(
         A `Trace`, whose gap is the certificate of each recorded iterate. Not converging is a status.
 
     Raises:
-        ValueError: a policy off the simplex or without full support, a negative number of steps, or a
-            trace that belongs to another run.
+        ValueError: a policy off the simplex or without full support, a negative number of steps or
+            tolerance, a trace that belongs to another run, or `compiled=True` without numba.
         Interrupted: on Ctrl-C; it carries the trace so far.
     """
     if resume is not None and start is not None:

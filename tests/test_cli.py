@@ -1,5 +1,6 @@
 """The command as a user meets it: real processes, exit codes, one-line errors, nothing written on failure."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -65,7 +66,12 @@ def test_solve_prints_the_result_and_writes_the_trace(folder, nashpref):
     game = npf.MatrixGame.from_csv(folder / "game.csv")
     again = npf.solve(game, npf.OGDA(eta=1.5), 2000)
     np.testing.assert_allclose(trace.policy, again.policy, atol=1e-12)
-    assert f"{again.gap[-1]:.1e}"[:3] in done.stdout
+    assert f"last iterate {again.gap[-1]:.3e}, average iterate {again.average_gap[-1]:.3e}" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()[-8:-2]]
+    shown = {row[0]: row[1:] for row in rows if len(row) == 3 and row[0] in game.labels}
+    assert list(shown) == [game.labels[i] for i in np.argsort(-again.policy, kind="stable")]
+    for i, label in enumerate(game.labels):
+        assert shown[label] == [f"{again.policy[i]:.6f}", f"{again.average_policy[i]:.6f}"]
     lines = (folder / "t.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "step,gap,unregularised_gap,average_gap"
     assert len(lines) == len(trace.steps) + 1
@@ -79,6 +85,32 @@ def test_real_processes_exit_as_promised(folder):
     bad = in_a_process("solve", "game.csv", "--rule", "egpo", "--beta", -1, cwd=folder)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("nashpref: beta = -1")
+
+
+def test_theorems_prints_the_verdicts_and_says_whether_one_surprises(folder, nashpref, monkeypatch):
+    import nashpref.theory as theory
+
+    few = {"cycle": npf.zoo.comal(), "tie": npf.zoo.random_preferences(4, np.random.default_rng(0))}
+    rows = theory.check_all(few, betas=(0.1,))
+    monkeypatch.setattr(theory, "check_all", lambda progress: rows)
+    done = nashpref("theorems", "--csv", "t.csv")
+    assert done.returncode == 0, done.stderr
+    assert "ONPO, average, as printed" in done.stdout
+    assert len((folder / "t.csv").read_text(encoding="utf-8").splitlines()) == len(rows) + 1
+    false_claims = [row for row in rows if row.theorem.expected is theory.Verdict.FAILS]
+    assert false_claims
+    wrong = [dataclasses.replace(r, theorem=dataclasses.replace(r.theorem, expected="holds")) for r in rows]
+    monkeypatch.setattr(theory, "check_all", lambda progress: wrong)
+    assert nashpref("theorems").returncode == 1
+
+
+def test_reproduce_lists_and_runs_one_experiment(folder, nashpref):
+    listed = nashpref("reproduce", "--list").stdout
+    assert len(listed.splitlines()) == 7
+    done = nashpref("reproduce", "spirals", "--quick", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out/figures/spirals.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (folder / "out/spirals").iterdir()} >= {"config.json", "env.json"}
 
 
 def test_resume_continues_a_saved_trace(folder, nashpref):

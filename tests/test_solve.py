@@ -614,6 +614,14 @@ class RoundedDown(npf.MatrixGame):
         return super().payoff(opponent) - 1e-3
 
 
+def test_the_gap_is_that_of_the_game_the_rule_seeks() -> None:
+    comal = solve(RULES["COMAL"], 30)
+    assert comal.beta == 0.0  # its own β is only a means
+    np.testing.assert_array_equal(comal.gap, comal.unregularised_gap)
+    assert solve(RULES["GDA"], 1).beta == 0.1
+    assert solve(RULES["MWU"], 1).beta == 0.0
+
+
 def test_a_gap_is_never_negative() -> None:
     game = RoundedDown(np.full((3, 3), 0.5))
     trace = npf.solve(game, npf.MWU(eta=0.1), 5, compiled=False)

@@ -32,8 +32,8 @@ class MatrixGame:
     an asymmetry below the tolerance is rounded off there.
 
     Raises:
-        ValueError: not square, not finite, outside [0, 1], not complementary (the worst entry is named),
-            or labels that are missing or repeated.
+        ValueError: not square, not finite, outside [0, 1], not complementary (the worst entry is named);
+            labels that are missing or repeated; counts that are negative, not finite or not symmetric.
     """
 
     def __init__(
