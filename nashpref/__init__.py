@@ -13,20 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 from nashpref.equilibrium import Equilibrium, equilibrium
 from nashpref.games import zoo
+from nashpref.games.markov import MarkovGame
 from nashpref.games.matrix import MatrixGame
 from nashpref.measure import Record
 from nashpref.metrics import best_response, duality_gap
-from nashpref.mirror import MirrorStep, UpdateRule, decreasing, horizon
+from nashpref.mirror import Geometry, MirrorStep, UpdateRule, decreasing, horizon
+from nashpref.occupancy import occupancy, policy_of_occupancy
 from nashpref.rules import (
     COMAL,
     EGPO,
     GDA,
     MMD,
     MNPO,
+    MPO,
+    MTPO,
     MWU,
     OGDA,
+    OMPO,
     ONPO,
     BestResponse,
+    MTPOTau,
     NashEMA,
     NashMD,
     NashMP,
@@ -45,12 +51,18 @@ __all__ = [
     "GDA",
     "MMD",
     "MNPO",
+    "MPO",
+    "MTPO",
     "MWU",
     "OGDA",
+    "OMPO",
     "ONPO",
     "BestResponse",
     "Equilibrium",
+    "Geometry",
     "Interrupted",
+    "MTPOTau",
+    "MarkovGame",
     "MatrixGame",
     "MirrorStep",
     "NashEMA",
@@ -67,6 +79,8 @@ __all__ = [
     "equilibrium",
     "horizon",
     "log_grid",
+    "occupancy",
+    "policy_of_occupancy",
     "rank",
     "solve",
     "zoo",

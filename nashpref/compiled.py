@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from nashpref.games.matrix import MatrixGame
-from nashpref.interpreter import Iterate, Rows, State
+from nashpref.interpreter import Iterate, State
+from nashpref.matrix_interpreter import MatrixInterpreter, MatrixRows
 from nashpref.mirror import MirrorStep, ScheduledRule, UpdateRule
 from nashpref.policies import FloatArray, IntArray
 
@@ -93,18 +93,19 @@ def _ints(values: list[int]) -> IntArray:
 
 
 def advance_compiled(
-    game: MatrixGame,
+    interpreter: MatrixInterpreter,
     rule: UpdateRule,
     state: State,
     until: int,
     grid: IntArray,
-    rows: Rows,
+    rows: MatrixRows,
     stop: threading.Event,
 ) -> None:
     """As `nashpref.interpreter.advance`; `stop` is only seen between chunks."""
     rows.steps[: len(grid)], rows.filled = grid, len(grid)
     if until == state.step:
         return
+    game = interpreter.game
     index = {name: k for k, name in enumerate(state.policies)}
     code = encode(rule, state.step, until, index)
     names = list(index)
@@ -125,7 +126,7 @@ def advance_compiled(
         left is not None,
         log_policies,
         policies,
-        state.policy_sum.reshape(batch, n),
+        state.plan_sum.reshape(batch, n),
         payoff_sum,
         state.payoff_sum is not None,
         state.step,

@@ -1,4 +1,4 @@
-"""From recorded iterates to the columns of a trace, and the decision whether a run has ended."""
+"""The columns of a trace as they grow, and the decision whether a run has ended."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nashpref.games.matrix import MatrixGame
 from nashpref.interpreter import Rows
-from nashpref.metrics import regularised_gap
-from nashpref.policies import FloatArray, IntArray, kl
+from nashpref.policies import FloatArray, IntArray
 from nashpref.trace import Status
 
 
@@ -27,37 +25,12 @@ class Record:
 class Measurements:
     """The columns of a trace as they grow, one array per chunk."""
 
-    game: MatrixGame
-    beta: float
-    log_reference: FloatArray
-    log_equilibrium: FloatArray | None
-    keep_policies: bool
     columns: dict[str, list[FloatArray]] = field(default_factory=dict)
     steps: list[IntArray] = field(default_factory=list)
 
-    def measure(self, rows: Rows) -> dict[str, FloatArray]:
-        """All measurements of the filled rows, in vectorised form."""
-        log_pi, q, average, average_q = (
-            vectors[..., : rows.filled, :]
-            for vectors in (rows.log_policy, rows.payoff, rows.average, rows.average_payoff)
-        )
-        # As in `metrics.unregularised_gap`, a largest payoff below zero is rounding.
-        plain = 2.0 * np.maximum(rows.largest[: rows.filled], 0.0)
-        average_gap = 2.0 * np.maximum(rows.average_largest[: rows.filled], 0.0)
-        columns = {"gap": plain, "unregularised_gap": plain, "average_gap": average_gap}
-        if self.beta > 0.0:
-            log_mu, log_average = self.log_reference[..., None, :], np.log(average)
-            columns["gap"] = _by_row(regularised_gap(log_pi, q, self.beta, log_mu))
-            columns["average_gap"] = _by_row(regularised_gap(log_average, average_q, self.beta, log_mu))
-        if self.log_equilibrium is not None:
-            columns["kl"] = _by_row(kl(self.log_equilibrium[..., None, :], log_pi))
-        if self.keep_policies:
-            columns["policies"] = np.moveaxis(np.exp(log_pi), -2, 0)
-        return columns
-
     def take(self, rows: Rows, tol: float, callback: Callable[[Record], object] | None) -> Status | None:
-        """Measure a chunk and keep it up to the step at which the run ends, if it does; say why."""
-        columns = self.measure(rows)
+        """Keep a chunk up to the step at which the run ends, if it does; say why."""
+        columns = rows.columns()
         worst, average = _worst(columns["gap"]), _worst(columns["average_gap"])
         ends = ~np.isfinite(worst) | ~np.isfinite(average) | (worst <= tol)
         status, keep = None, rows.filled
@@ -69,7 +42,7 @@ class Measurements:
             self.append(rows.steps[:keep].copy(), columns)  # the rows are used again
         if callback is not None and keep:
             last = keep - 1
-            seen = Record(int(rows.steps[last]), columns["gap"][last], np.exp(rows.log_policy[..., last, :]))
+            seen = Record(int(rows.steps[last]), columns["gap"][last], rows.policy(last))
             if callback(seen) and status is None:
                 status = Status.STOPPED
         return status
@@ -94,11 +67,6 @@ class Measurements:
     def column(self, name: str) -> FloatArray | None:
         """A whole column; None if it is not measured."""
         return np.concatenate(self.columns[name]) if name in self.columns else None
-
-
-def _by_row(values: FloatArray) -> FloatArray:
-    """`([B,] R)` → `(R[, B])`."""
-    return np.moveaxis(values, -1, 0)
 
 
 def _worst(gap: FloatArray) -> FloatArray:

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -61,12 +62,24 @@ class MirrorStep:
         return next(iter(self.anchors)) if len(self.anchors) == 1 and not self.payoffs else None
 
 
+class Geometry(StrEnum):
+    """What a mirror step moves in a Markov game. In a matrix game there is only one geometry."""
+
+    OCCUPANCY = "occupancy"
+    """Occupancy measures, with KL_p, the KL of trajectories, as divergence: the rules are those of the
+    matrix game of all plans, with its theorems."""
+    WEIGHTED_OCCUPANCY = "weighted-occupancy"
+    """Occupancy measures, with OMPO's divergence: step h = 1 … H has the weight H − h + 1."""
+    PER_STATE = "per-state"
+    """Each state's policy by itself, with regularised action values as payoffs (MTPO, MPO)."""
+
+
 class UpdateRule(Protocol):
     """Anything that says which mirror steps make up iteration t = 0, 1, …
 
     When it has an attribute `beta`, the gap of its iterates is measured in the game regularised by β;
     `target_beta` overrides that for a rule whose β is only a means, as in COMAL. Without either the gap is
-    that of the original game.
+    that of the original game. An attribute `geometry` says in which geometry it is run on a Markov game.
 
     Returning the same tuple object for equal iterations lets the interpreters reuse their work.
     """

@@ -40,12 +40,19 @@ def normalise(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
 
     Both are wanted at every iterate and the second costs nothing more than the first.
     """
-    shifted = logits - (np.maximum.reduce(logits) if logits.ndim == 1 else largest(logits)[..., None])
+    return normalise_with_sum(logits)[:2]
+
+
+def normalise_with_sum(logits: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """`normalise`, and the `log Σ exp(logits)` by which it divides, with the last axis kept."""
+    peak = np.maximum.reduce(logits, keepdims=True) if logits.ndim == 1 else largest(logits)[..., None]
+    shifted = logits - peak
     weights = np.exp(shifted)
     total = np.add.reduce(weights, axis=-1, keepdims=True)
-    shifted -= np.log(total)
+    log_total = np.log(total)
+    shifted -= log_total
     weights /= total
-    return shifted, weights
+    return shifted, weights, peak + log_total
 
 
 def geometric_mixture(log_policies: Mapping[str, FloatArray], weights: Mapping[str, float]) -> FloatArray:
@@ -86,13 +93,13 @@ def uniform(shape: tuple[int, ...]) -> FloatArray:
 def check_policy(
     policy: ArrayLike, shape: tuple[int, ...], name: str, *, positive: bool = False
 ) -> FloatArray:
-    """Validate `policy` at the boundary and return it as float64, broadcast to `shape`.
+    """Validate `policy` at the boundary and return it as float64, broadcast to `shape` from its last axes.
 
     Raises `ValueError` naming the value and its place when an entry is not finite or negative (or zero,
     where `positive` asks for full support), or when a row does not sum to one within 1e-8.
     """
     array = np.array(policy, dtype=np.float64)
-    if array.shape not in (shape, shape[-1:]):
+    if not array.ndim or array.shape != shape[-array.ndim :]:
         raise ValueError(f"{name} has shape {array.shape}; the game needs {shape}")
     array = np.array(np.broadcast_to(array, shape))
     for bad, what in (

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "nashpref-trace"
-VERSION = 1
+VERSION = 2
 
 
 class Status(StrEnum):
@@ -45,21 +45,23 @@ class Status(StrEnum):
 class Snapshot:
     """The complete state of a run after `step` iterations: what `solve(resume=...)` starts from.
 
-    Arrays have the game's policy shape. Both log π and π are kept because exp(log π) rounds differently;
-    `payoff` is that of `current`.
+    Policies have the game's policy shape. Both log π and π are kept because exp(log π) rounds differently;
+    `payoff` is that of `current`. `plan_sum` sums the policies so far, or a Markov game's occupancy measures.
     """
 
     step: int
     log_policies: dict[str, FloatArray]
     policies: dict[str, FloatArray]
     payoff: FloatArray
-    policy_sum: FloatArray
+    plan_sum: FloatArray
     payoff_sum: FloatArray | None
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
     """The recorded course of a rule on a game. R recorded steps; batches add an axis B.
+
+    Shapes are those of matrix games; in a Markov game a policy has `game.policy_shape` in place of `(n,)`.
 
     Attributes:
         steps: `(R,)` numbers of iterations made; 0 is the start.
@@ -69,6 +71,8 @@ class Trace:
         average_gap: `(R[, B])` as `gap`, of the arithmetic mean of all iterates so far, the start included.
         kl: `(R[, B])` KL(π*‖π_t) to the equilibrium handed to `solve`; None without one.
         policies: `(R, [B,] n)` the recorded iterates, if they were asked for.
+        average_policy: the mean of all iterates, the start included; in a Markov game the policy of the mean
+            occupancy measure.
         beta: the KL weight of the game in which `gap` is measured: the game the rule solves.
         status: how the run ended (`Status`).
         rule: the rule, as text.
@@ -83,6 +87,7 @@ class Trace:
     average_gap: FloatArray
     kl: FloatArray | None
     policies: FloatArray | None
+    average_policy: FloatArray
     beta: float
     status: Status
     rule: str
@@ -99,11 +104,6 @@ class Trace:
     def log_policy(self) -> FloatArray:
         """Logarithm of the last iterate, accurate where the probabilities underflow."""
         return self.snapshot.log_policies["current"]
-
-    @property
-    def average_policy(self) -> FloatArray:
-        """The arithmetic mean of all iterates, the start included."""
-        return np.asarray(self.snapshot.policy_sum / (self.snapshot.step + 1))
 
     def __repr__(self) -> str:
         worst = float(np.max(self.gap[-1]))
@@ -154,7 +154,7 @@ class Trace:
         arrays |= {f"policy:{name}": value for name, value in self.snapshot.policies.items()}
         arrays |= {
             "payoff": self.snapshot.payoff,
-            "policy_sum": self.snapshot.policy_sum,
+            "plan_sum": self.snapshot.plan_sum,
             "payoff_sum": self.snapshot.payoff_sum,
         }
         present = {name: value for name, value in arrays.items() if value is not None}
@@ -190,13 +190,14 @@ class Trace:
                 log_policies=_named(arrays, "log_policy:"),
                 policies=_named(arrays, "policy:"),
                 payoff=arrays["payoff"],
-                policy_sum=arrays["policy_sum"],
+                plan_sum=arrays["plan_sum"],
                 payoff_sum=arrays.get("payoff_sum"),
             )
             return Trace(
                 **{name: arrays[name] for name in ("steps", "gap", "unregularised_gap", "average_gap")},
                 kl=arrays.get("kl"),
                 policies=arrays.get("policies"),
+                average_policy=arrays["average_policy"],
                 beta=float(meta["beta"]),
                 status=Status(meta["status"]),
                 rule=str(meta["rule"]),
@@ -208,7 +209,7 @@ class Trace:
             raise ValueError(f"{path}: damaged, its metadata are incomplete or wrong ({error})") from None
 
 
-_ARRAYS = ("steps", "gap", "unregularised_gap", "average_gap", "kl", "policies")
+_ARRAYS = ("steps", "gap", "unregularised_gap", "average_gap", "kl", "policies", "average_policy")
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:

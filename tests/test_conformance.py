@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 import nashpref as npf
 from nashpref import MirrorStep, testing
 from nashpref.interpreter import Iterate, NamedPolicies
+from nashpref.matrix_interpreter import MatrixInterpreter
 from nashpref.mirror import toward_reference
+from nashpref.policies import normalise
 from nashpref.testing import checks, conformance
 
 # --- the rules of the library: a row each ---
@@ -26,6 +28,9 @@ RULES: dict[str, npf.UpdateRule] = {
     "GDA, unregularised": npf.GDA(eta=0.5),
     "Nash-EMA": npf.NashEMA(beta=0.1, eta=0.5),
     "OGDA": npf.OGDA(),
+    "OMPO": npf.OMPO(),
+    "MTPO": npf.MTPO(beta=0.1, eta=0.5),
+    "MPO": npf.MPO(eta=0.5),
     "OGDA, regularised": npf.OGDA(beta=0.1, eta=0.4),
     "ONPO": npf.ONPO(),
     "EGPO": npf.EGPO(beta=0.1),
@@ -40,6 +45,7 @@ RULES: dict[str, npf.UpdateRule] = {
     "best response to ν": npf.BestResponse(beta=0.5, opponent="nu"),
 }
 SCHEDULED: dict[str, npf.UpdateRule] = {
+    "MTPO-τ": npf.MTPOTau(beta=0.1),
     "Nash-MD": npf.NashMD(beta=0.1),
     "Nash-MD, β = 1": npf.NashMD(beta=1.0),
 }
@@ -244,15 +250,11 @@ def perturbed(
     change: Callable[[Any, MirrorStep, NamedPolicies, npf.MatrixGame], Any],
 ) -> Callable[..., Iterate]:
     """The numpy evaluation of a step whose logits a slip changes."""
-    import nashpref.interpreter as interpreter
+    evaluate = MatrixInterpreter.evaluate
 
-    evaluate = interpreter.evaluate
-
-    def broken(step: MirrorStep, policies: NamedPolicies, game: npf.MatrixGame) -> Iterate:
-        if step.copied is not None:
-            return evaluate(step, policies, game)
-        logits = change(evaluate(step, policies, game).log_policy, step, policies, game)
-        return Iterate(game, *interpreter.normalise(logits))
+    def broken(self: MatrixInterpreter, step: MirrorStep, policies: NamedPolicies) -> Iterate:
+        logits = change(evaluate(self, step, policies).log_policy, step, policies, self.game)
+        return self.iterate(*normalise(logits))
 
     return broken
 
@@ -274,7 +276,7 @@ BROKEN: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_interpreter_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nashpref.interpreter.evaluate", perturbed(BROKEN[name]))
+    monkeypatch.setattr(MatrixInterpreter, "evaluate", perturbed(BROKEN[name]))
     with pytest.raises(AssertionError, match=name):
         checks(npf.GDA(beta=0.1, eta=0.3))[name]()
 

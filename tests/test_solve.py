@@ -347,9 +347,15 @@ def test_a_trace_is_not_changed_by_being_resumed() -> None:
 
 
 MISMATCHED: dict[str, tuple[dict[str, Any], str]] = {
-    "another game": ({"game": npf.zoo.condorcet_cycle()}, "belongs to another game, reference or rule"),
-    "another reference": ({"reference": START}, "belongs to another game, reference or rule"),
-    "another rule": ({"rule": npf.EGPO(beta=0.1, eta=0.1)}, "belongs to another game, reference or rule"),
+    "another game": (
+        {"game": npf.zoo.condorcet_cycle()},
+        "belongs to another game, reference, rule",
+    ),
+    "another reference": ({"reference": START}, "belongs to another game, reference, rule"),
+    "another rule": (
+        {"rule": npf.EGPO(beta=0.1, eta=0.1)},
+        "belongs to another game, reference, rule",
+    ),
     "fewer steps": ({"steps": 10}, "steps = 10, but the trace to resume already made 20"),
     "an equilibrium that it lacks": ({"equilibrium": MU}, "the trace to resume lacks 'kl'"),
     "policies that it has": ({"keep_policies": False}, "the trace to resume has 'policies'"),

@@ -39,7 +39,7 @@ def made(steps: int = 30, **options: Any) -> Trace:
 
 def equal(actual: Trace, expected: Trace) -> None:
     """Every field and array is the same, bit by bit."""
-    for name in ("steps", "gap", "unregularised_gap", "average_gap", "kl", "policies"):
+    for name in ("steps", "gap", "unregularised_gap", "average_gap", "kl", "policies", "average_policy"):
         ours, theirs = getattr(actual, name), getattr(expected, name)
         assert (ours is None) == (theirs is None)
         if ours is not None:
@@ -54,7 +54,7 @@ def equal(actual: Trace, expected: Trace) -> None:
     for name in b.policies:
         np.testing.assert_array_equal(a.policies[name], b.policies[name])
         np.testing.assert_array_equal(a.log_policies[name], b.log_policies[name])
-    np.testing.assert_array_equal(a.policy_sum, b.policy_sum)
+    np.testing.assert_array_equal(a.plan_sum, b.plan_sum)
     for ours, theirs in ((a.payoff, b.payoff), (a.payoff_sum, b.payoff_sum)):
         assert (ours is None) == (theirs is None)
         if theirs is not None:
@@ -181,13 +181,13 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "metadata is a list": (metadata([1]), "not a trace saved by nashpref, or damaged"),
     "metadata is a number": (metadata(7), "not a trace saved by nashpref, or damaged"),
     "metadata of something else": (metadata({"format": "pickles"}), "not a trace saved by nashpref"),
-    "later version": (
-        lambda: altered(lambda meta, _: meta.update(version=2)),
-        "trace format 2; this nashpref reads 1",
+    "another version": (
+        lambda: altered(lambda meta, _: meta.update(version=1)),
+        "trace format 1; this nashpref reads 2",
     ),
     "no version": (
         lambda: altered(lambda meta, _: meta.pop("version")),
-        "trace format None; this nashpref reads 1",
+        "trace format None; this nashpref reads 2",
     ),
     "a gap that was edited": (
         lambda: altered(lambda _, arrays: arrays.update(gap=arrays["gap"] / 2)),
@@ -198,7 +198,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
         "damaged, its arrays do not have the checksum",
     ),
     "no policy sum": (
-        lambda: altered(lambda _, arrays: arrays.pop("policy_sum")),
+        lambda: altered(lambda _, arrays: arrays.pop("plan_sum")),
         "damaged, its arrays do not have the checksum",
     ),
     "no status": (

@@ -122,6 +122,10 @@ class MatrixGame:
         """Shape of a policy: `(n,)`, or `(B, n)` for a batch."""
         return tuple(self.preferences.shape[:-1])
 
+    def plan(self, policy: FloatArray) -> FloatArray:
+        """What of a policy payoffs are linear in: the policy itself."""
+        return policy
+
     def payoff(self, opponent: FloatArray) -> FloatArray:
         """The centred win probability of each response, `q(y) = P(y ≻ opponent) − 1/2 = (A opponent)(y)`.
 
