@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from statistics import median
 
 import numpy as np
@@ -125,6 +125,7 @@ def against_linprog(method: str) -> Measured:
     return pairs.speedup, f"{pairs}; gap {ours.gap:.0e} against {gap:.0e}"
 
 
+@cache
 def large(beta: float, tol: float) -> tuple[float, float, float, float, str]:
     """CPU seconds, gap, MiB used at most, MiB of the game, and the method."""
     out = run_script(SOLVE, *map(str, LARGE), str(beta), str(tol)).split(maxsplit=5)

@@ -74,7 +74,7 @@ def equilibrium(
     In a Markov game the KL is KL_p, that of trajectories, and every initial state has its own equilibrium.
 
     Guarantee: `gap` is computed from the policy returned, whatever solver found it. With β = 0 a policy
-    whose gap exceeds 1e-12 max|A| (1e-10 of the largest possible gap in a Markov game) is handed on to the
+    whose gap exceeds 1e-12 max|A| (1e-10 of what can be won in a Markov game) is handed on to the
     next method, the last of which is a linear program (HiGHS); the best one found is returned, and `method`
     names its origin.
 

@@ -2,7 +2,8 @@
 
 *Occupancy*: the step is taken on occupancy measures, `argmax_d ⟨d, Σ_j g_j r_j⟩ − Σ_k w_k D(d‖d_k)` with
 `r_j` what the opponent j makes every place worth. `D(d‖d') = Σ_h c_h Σ_s d_h(s) KL(π_h‖π'_h)[s]`; with
-`c_h = 1` it is the KL of trajectories, and every rule is what it is in the matrix game of all plans.
+`c_h = 1` it is the KL of trajectories, the matrix theorems hold, and with deterministic dynamics every rule
+is what it is in the matrix game of trajectories.
 
 *Per state*: the step of the matrix game is taken in every state on its own, with the (regularised) action
 values `Q_h^{π_j,π_j}(s, ·)` in place of payoffs. The opponent starts where the player started, not in s.

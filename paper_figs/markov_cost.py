@@ -7,6 +7,7 @@ From the root of a checkout, `python -m nashpref.paper_figs.markov_cost` draws
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,7 +29,12 @@ def draw(results: Path) -> Figure:
     axes = figure.subplots()
     for (varied, series), colour in zip(groups(points, "varied"), PALETTE, strict=False):
         name, marker = NAMES[varied]
-        line = {"linewidth": 0.9, "markersize": 3, "markerfacecolor": "white", "markeredgewidth": 0.8}
+        line: dict[str, Any] = {
+            "linewidth": 0.9,
+            "markersize": 3,
+            "markerfacecolor": "white",
+            "markeredgewidth": 0.8,
+        }
         axes.plot(series["operations"], series["seconds"], marker=marker, color=colour, label=name, **line)
     bandwidth = points["bandwidth"][0]
     x = np.array([points["seconds"].min() * bandwidth / 8.0, points["operations"].max()])

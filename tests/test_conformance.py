@@ -103,6 +103,22 @@ def test_without_a_step_size_the_limit_is_left_out() -> None:
     assert not {"small_steps", "markov_small_steps"} & checks(npf.BestResponse(beta=0.5)).keys()
 
 
+@dataclass(frozen=True)
+class MovingReference:
+    """Optimistic steps whose reference moves: an opponent is met again when another reference counts."""
+
+    beta: float = 0.2
+    target_beta: float = 0.0
+
+    def steps(self, t: int) -> Sequence[MirrorStep]:
+        program = npf.OGDA(beta=self.beta, eta=0.5).steps(t)
+        return (*program, MirrorStep("reference", {"current": 1.0})) if t % 2 else program
+
+
+def test_action_values_follow_a_reference_that_moves() -> None:
+    checks(MovingReference())["markov_two_players"]()
+
+
 # --- the slips ---
 
 

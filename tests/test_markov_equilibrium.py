@@ -127,18 +127,19 @@ def test_margins_of_any_size_are_told_apart() -> None:
     assert npf.duality_gap(small, uniform(small.policy_shape)) >= 1e-2 * largest_gap(small)
 
 
-def test_rare_states_are_no_obstacle() -> None:
-    """A state that is reached with probability 1e-9 is centred by a value of 1e9."""
-    S, A, H = 4, 3, 4
-    T = np.full((S, A, S), 1e-9)
-    T[..., 0] = 1.0 - 1e-9 * (S - 1)
-    P = random_game(S, A, 1, np.random.default_rng(5)).payoffs[0]
-    rng = np.random.default_rng(5)
-    skew = np.triu(rng.random((S * A, S * A)) - 0.5, 1)
-    assert P.shape == (A, A)  # from one state only: the preference of all places is made here
-    game = npf.MarkovGame(T, 0.5 + (skew - skew.T).reshape(S, A, S, A), 0, horizon=H)
-    result = npf.equilibrium(game)
-    assert (result.method, result.gap <= 1e-12) == ("interior point", True)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_rare_states_are_no_obstacle(terminal: bool) -> None:
+    """States that the uniform policy meets with probabilities down to 1e-40."""
+    S, A, H = 8, 3, 4
+    for seed in (5, 6, 7):
+        rng = np.random.default_rng(seed)
+        T = rng.dirichlet(np.full(S, 0.02), (H, S, A))
+        n = S if terminal else S * A
+        P = npf.zoo.random_preferences(n, rng).preferences
+        game = npf.MarkovGame(T, P if terminal else P.reshape(S, A, S, A), 0)
+        assert 0.0 < game.plan(uniform(game.flat_shape)).min() < 1e-13
+        result = npf.equilibrium(game)
+        assert (result.method, result.gap <= 1e-11) == ("interior point", True)
 
 
 # --- what it reduces to ---

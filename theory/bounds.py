@@ -244,7 +244,7 @@ NASH_MD = Theorem(
 NASH_MD_SHARP = replace(
     NASH_MD,
     name="Nash-MD, sharper",
-    statement="KL_T ≤ 2L²/(β²(T+1)) ≤ 1/(2β²(T+1)), η_t = 2/(β(t+2))",
+    statement="KL_T ≤ 2L²/(β²(T+1)), η_t = 2/(β(t+2)); 1/(2β²(T+1)) at L = 1/2",
     source="notes/nash_md.md (Hoeffding's lemma)",
     assumptions=(certified, decreasing_step),
     bound=lambda case, t: 2.0 * L(case) ** 2 / (case.beta**2 * (t + 1.0)),
@@ -340,7 +340,7 @@ NASH_MP_LINEAR = replace(
 
 REFERENCE_DIVERGENCE = Theorem(
     name="distance from the reference",
-    statement="β KL(π*_β‖μ) ≤ L ≤ 1/2",
+    statement="β KL(π*_β‖μ) ≤ L, which is at most 1/2, or H/2 where every step is compared",
     source="Shani et al. (MTPO), arXiv:2405.14655, Lemma B.5; notes/gap_identity.md",
     rules=(object,),
     rule=lambda game, mu, beta: GDA(beta=beta),

@@ -284,7 +284,7 @@ OMPO_AVERAGE = Theorem(
 
 OMPO_PRINTED = replace(
     OMPO_AVERAGE,
-    name="OMPO, average, d̲ an occupancy",
+    name="OMPO, average, by occupancy",
     statement="T·Gap(d̄_T) ≤ 10H log(1/d̲)/η, η ≤ 1/√2, d̲ the smallest occupancy of μ",
     bound=lambda case, t: np.full_like(
         t, 10.0 * case.markov_game.horizon * occupancy_entropy(case.markov_game, case.mu) / case.etas[0]

@@ -14,8 +14,8 @@ from nashpref.exact.markov_regularised import newton
 from nashpref.games.markov import MarkovGame
 from nashpref.policies import FloatArray, IntArray
 
-CERTIFIED = 1e-10  # gap, relative to the largest possible one, of a policy that needs no other solver
-LP_ROWS = 3000  # beyond which HiGHS does not end
+CERTIFIED = 1e-10  # gap, relative to the most that a player can win, of a policy that needs no other solver
+LP_ROWS = 3000  # beyond which HiGHS takes minutes, and then hours
 INTERIOR_POINT_STEPS = 30  # what a game usually takes
 FLOPS_PER_ENTRY = 30  # of a factorisation, in the time that a product takes for one entry of the payoffs
 
@@ -81,7 +81,7 @@ def started_in(game: MarkovGame, k: int) -> MarkovGame:
     one.initial_states, one.initial_weights = game.initial_states[[k]], np.ones(1)
     one.reached = tuple(states[kept] for states, kept in zip(game.reached, own, strict=True))
     one.transitions = tuple(
-        T if T.shape == (len(here), len(there)) else T[here][:, there]
+        T if T.shape[0] == len(here) else T[here][:, there]
         for T, here, there in zip(game.transitions, rows, own[1:], strict=False)
     )
     one.transposes = tuple(T.T for T in one.transitions)

@@ -21,15 +21,16 @@ from nashpref.exact.stages import solve_stages
 from nashpref.games.markov import MarkovGame
 from nashpref.policies import FloatArray, largest, uniform
 
-ACCURACY = 1e-13  # gap, relative to the largest possible one, at which a policy is final
+ACCURACY = 1e-13  # gap, relative to the most that a player can win, at which a policy is final
 CENTRINGS = (0.0, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.5, 0.8)  # shares of μ that a step may aim at
 CENTRAL = 1e-3  # smallest product x s, relative to their mean, after a step
-TO_THE_WALL = 0.995
+TO_THE_WALL = 0.995  # of the way to the first x or s that would be zero
 LEAST_WEIGHT = 1e-15  # of the proximal term that a singular system gets; ten times more if that is too little
 SHORTEST = 1e-3  # step below which rounding has taken over
 PATIENCE = 20  # systems solved without halving the gap, after which rounding has the last word
 
 
+@np.errstate(all="ignore")  # what overflows is no step, and named by the certificate
 def interior_point(game: MarkovGame, tol: float) -> FloatArray:
     """An equilibrium policy `(1, N, A)` of a game with one initial state, its gap ≤ `tol` or at rounding.
 

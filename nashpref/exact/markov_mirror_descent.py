@@ -25,6 +25,7 @@ LONGER, SHORTER = 1.1, 0.6
 MEASURED = 5  # steps, every which the gaps are
 
 
+@np.errstate(over="ignore", invalid="ignore")  # η may grow without end once nothing is left to gain
 def mirror_descent(game: MarkovGame, tol: float, products: int) -> FloatArray:
     """A policy `(1, N, A)` of a game with one initial state: of gap ≤ `tol`, or the best after `products`."""
     pi = best = uniform(game.flat_shape)

@@ -57,8 +57,8 @@ def projection_program(
 ) -> tuple[FloatArray, float]:
     """`argmax_{d ∈ F} Σ_h ⟨d_h, gain_h⟩ − Σ_h c_h Σ_s d_h(s) KL(π_h(·|s) ‖ p_h(·|s))` and the maximum.
 
-    What `soft_response` computes: the Bregman projection of a mirror step. The conditional relative entropy is
-    `Σ d_h(s, a) log(d_h(s, a) / (p_h(a|s) Σ_a d_h(s, a)))`, convex in d.
+    What `soft_response` computes: the Bregman projection of a mirror step. The conditional relative entropy
+    is `Σ d_h(s, a) log(d_h(s, a) / (p_h(a|s) Σ_a d_h(s, a)))`, convex in d.
 
     Args:
         game: with one initial state. log_prior, gain, temperature: as in `soft_response`.

@@ -98,14 +98,13 @@ def solve_stages(
         places = _Places(rows, states, E, inverse[layer].reshape(-1)[rows], r)
         f = game.transitions[h][rows] if h < len(game.transitions) else np.zeros((len(rows), 0))
         if game.terminal and len(rows) > WIDE:
-            answer = _answer_by_values(places, f, S, w, 1.0 / float(game.payoffs[0].max()))
+            answer = _answer_by_values(places, f, S, w, 1.0 / (float(game.payoffs[0].max()) or 1.0))
         else:
             answer = _answer(places, None if game.terminal else _square(game.payoffs[h], rows), f, S, w)
+        if kappa is not None:
+            answer.S[np.diag_indices(len(states))] += kappa[layer][states]
         S, w = np.zeros((len(keep[layer]),) * 2), np.zeros((len(keep[layer]), k))
         S[np.ix_(states, states)], w[states] = answer.S, answer.w
-        if kappa is not None:
-            S[states, states] += kappa[layer][states]
-            np.einsum("ii->i", answer.S)[:] += kappa[layer][states]
         steps.append((places, answer))
 
     x, V = np.zeros_like(right), np.zeros(right.shape[:2])
