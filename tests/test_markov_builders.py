@@ -271,6 +271,7 @@ def test_multi_turn_rlhf_is_the_equilibrium_of_the_game_of_rewards_and_the_limit
     mu = random_policy(game, rng) * 0.9 + 0.1 / 3
     pi = multi_turn_rlhf(game, r, beta, mu)
     assert npf.duality_gap(game, pi, beta, mu) < 1e-24
+    np.testing.assert_allclose(npf.equilibrium(game, beta, reference=mu).policy, pi, atol=1e-10)
     trace = npf.solve(game, npf.MTPO(beta=beta, eta=0.5 / beta), 400, reference=mu)
     np.testing.assert_allclose(trace.policy, pi, atol=1e-9)
 
