@@ -1,0 +1,1 @@
+"""Preference models and adapters: anything that says how likely one response beats another."""
