@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 FORMAT, VERSION = "nashpref-checkpoint", 1
@@ -41,39 +42,62 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint under `folder`, then delete all but the newest `keep`; returns its path.
+    """Write a checkpoint under `folder`, then delete all but this and the `keep − 1` before it.
+
+    Later ones, which a resumed run has found damaged, are no reason to delete a whole one.
+
+    Returns:
+        Its path.
 
     Raises:
         OSError: it could not be written (a full disk, say). Nothing else has changed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{PREFIX}{checkpoint.step:08d}"
-    partial = folder / f"{PARTIAL}{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
+
+    def write(place: Path) -> None:
         for group, tensors in checkpoint.tensors.items():
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, partial / f"{group}.safetensors")
-        _write_json(partial / STATE, dict(checkpoint.state))
-        files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+            save_file(contiguous, place / f"{group}.safetensors")
+        _write_json(place / STATE, dict(checkpoint.state))
+        files = {path.name: _sha256(path) for path in sorted(place.iterdir())}
         header = {"format": FORMAT, "version": VERSION, "step": checkpoint.step}
-        _write_json(partial / MANIFEST, header | {"files": files})
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        if final.exists():  # the same step again: only once the new one is whole does the old one go
-            final.rename(folder / f"{PARTIAL}old-{final.name}")
-        partial.rename(final)
-        _sync(folder)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) or "No space left" in str(error):  # safetensors has errors of its own
-            raise OSError(f"{final}: not saved ({error}); earlier checkpoints are whole") from error
-        raise
-    discard_partial(folder)
-    for old in steps(folder)[:-keep]:
+        _write_json(place / MANIFEST, header | {"files": files})
+
+    final = folder / f"{PREFIX}{checkpoint.step:08d}"
+    write_folder(final, write)
+    for old in [step for step in steps(folder) if step <= checkpoint.step][:-keep]:
         shutil.rmtree(folder / f"{PREFIX}{old:08d}", ignore_errors=True)
     return final
+
+
+def write_folder(final: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder that appears under its name only once all of it is on the disk.
+
+    A folder that is there already is replaced, once the new one is whole.
+
+    Raises:
+        OSError: it could not be written; what was there is as it was.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (final.parent / f"{PARTIAL}{word}{final.name}" for word in ("", "old-"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        partial.mkdir()
+        write(partial)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+        _sync(final.parent)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not final.exists():
+            old.rename(final)
+        if isinstance(error, OSError | SafetensorError):
+            raise OSError(f"{final}: not saved ({error}); what was saved before is whole") from error
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def steps(folder: Path) -> list[int]:
@@ -101,9 +125,13 @@ def load(path: Path) -> Checkpoint:
             raise DamagedCheckpoint(f"{path / name}: missing")
         if _sha256(path / name) != digest:
             raise DamagedCheckpoint(f"{path / name}: damaged, its checksum is not the saved one")
-    tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return Checkpoint(step, tensors, state)
+    if STATE not in files:
+        raise DamagedCheckpoint(f"{path / MANIFEST}: damaged, it does not list {STATE}")
+    try:
+        tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
+        return Checkpoint(step, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+    except (SafetensorError, ValueError) as error:
+        raise DamagedCheckpoint(f"{path}: its files are not what they are called ({error})") from None
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -124,7 +152,7 @@ def discard_partial(folder: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

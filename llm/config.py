@@ -15,24 +15,41 @@ import yaml
 C = TypeVar("C")
 
 
-def read_config(path: str | Path, kind: type[C]) -> C:
-    """The dataclass `kind` from a YAML file; fields that are dataclasses are nested mappings.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, empty if the file is.
 
     Raises:
-        ValueError: not YAML, an unknown key (the nearest one is named), a missing one, or a value of another
-            type; with the file and the place.
+        ValueError: not YAML, a key that is there twice, or no mapping; with the file and the line.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    return from_mapping({} if content is None else content, kind, str(path))
+    if not isinstance(content, dict | None):
+        raise ValueError(f"{path}: a mapping of options is expected, not {content!r}")
+    return content or {}
+
+
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML has the last of two equal keys win, which hides a mistake."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"{repeated[0]!r} is there twice in the mapping at line {line}")
+        return super().construct_mapping(node, deep)
 
 
 def from_mapping(content: Any, kind: type[C], place: str) -> C:
-    """The dataclass `kind` from a mapping; `place` is what errors call it."""
+    """The dataclass `kind` from a mapping; fields that are dataclasses are mappings in it.
+
+    Raises:
+        ValueError: an unknown key (the nearest one is named), a missing one, or a value of another type or
+            that the dataclass refuses; with its place, which begins with `place`, such as the file's name.
+    """
     if not isinstance(content, Mapping):
         raise ValueError(f"{place}: a mapping of options is expected, not {content!r}")
     hints = typing.get_type_hints(kind)
