@@ -1,6 +1,7 @@
 """`python -m benchmarks` measures everything and writes the report; with NAMES it prints those groups.
 
 A group is a module of this package with a function `rows()` that yields `harness.Row`s, listed in `GROUPS`.
+`markov` also writes the points of a figure, `markov_growth.csv`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from time import perf_counter
 for pool in ("OPENBLAS", "MKL", "OMP", "NUMBA", "RAYON"):
     os.environ[f"{pool}_NUM_THREADS"] = "1"
 
-GROUPS = ("exact", "regularised", "iterate", "batch", "threads", "footprint")
+GROUPS = ("exact", "regularised", "iterate", "batch", "threads", "footprint", "markov", "markov_exact")
 
 
 def main(names: list[str]) -> int:

@@ -17,8 +17,13 @@ from nashpref.experiments import (
     averages,
     comal,
     contraction,
+    dialogue,
     exploitability,
+    geometries,
+    markov_iterates,
+    mtpo_bounds,
     nash_md_bounds,
+    ompo_mpo,
     regularised,
     spirals,
 )
@@ -33,6 +38,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "comal": comal.EXPERIMENT,
     "contraction": contraction.EXPERIMENT,
     "exploitability": exploitability.EXPERIMENT,
+    "mtpo_bounds": mtpo_bounds.EXPERIMENT,
+    "ompo_mpo": ompo_mpo.EXPERIMENT,
+    "markov_iterates": markov_iterates.EXPERIMENT,
+    "geometries": geometries.EXPERIMENT,
+    "dialogue": dialogue.EXPERIMENT,
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import nashpref as npf
-from nashpref.experiments.common import Experiment, Table, stack, table
+from nashpref.experiments.common import Experiment, Table, counting_iterates, stack, table
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ def run(settings: Settings) -> Mapping[str, Table]:
 
 
 def _gaps(trace: npf.Trace, method: str) -> Table:
-    columns = dict(table(trace, "average_gap", "unregularised_gap", method=method))
-    # Step t is after t updates: its average is over the t + 1 iterates made so far.
-    columns["T"] = columns.pop("step") + 1
+    columns = dict(counting_iterates(table(trace, "average_gap", "unregularised_gap", method=method)))
     columns["last_gap"] = columns.pop("unregularised_gap")
     return columns
 

@@ -45,6 +45,13 @@ def table(trace: npf.Trace, *columns: str, **labels: str | float) -> Table:
     return {name: np.full(len(kept["step"]), value) for name, value in labels.items()} | kept
 
 
+def counting_iterates(columns: Table) -> Table:
+    """With `T` in place of `step`: after t updates an average is over T = t + 1 iterates, the start first."""
+    counted = dict(columns)
+    counted["T"] = counted.pop("step") + 1
+    return counted
+
+
 def stack(tables: Sequence[Table]) -> Table:
     """Tables with the same columns, one below the other."""
     return {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}

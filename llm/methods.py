@@ -279,10 +279,9 @@ class _Preference(Method):
 
         backbone, tokenizer = self.model.load(AutoModel, _texts(records), self.train.seed)
         model: PreferenceModel = self.kind.from_backbone(backbone, tokenizer, **self.head_options())
-        model.to(backbone.dtype)
         if self.model.lora is not None:
             model.backbone = self.model.lora.adapt(model.backbone)
-        model.to(device)
+        torch.nn.Module.to(model, device)
         return model
 
     def task(self, records: Sequence[Record], held_out: Sequence[Record], accelerator: Accelerator) -> Task:

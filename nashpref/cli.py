@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 import nashpref as npf
-from nashpref.mirror import UpdateRule
+from nashpref.mirror import Geometry, UpdateRule
+from nashpref.report import report
 
 RULES: dict[str, Callable[..., UpdateRule]] = {
     "best-response": npf.BestResponse,
@@ -27,11 +28,15 @@ RULES: dict[str, Callable[..., UpdateRule]] = {
     "gda": npf.GDA,
     "mmd": npf.MMD,
     "mnpo": npf.MNPO,
+    "mpo": npf.MPO,
+    "mtpo": npf.MTPO,
+    "mtpo-tau": npf.MTPOTau,
     "mwu": npf.MWU,
     "nash-ema": npf.NashEMA,
     "nash-md": npf.NashMD,
     "nash-mp": npf.NashMP,
     "ogda": npf.OGDA,
+    "ompo": npf.OMPO,
     "onpo": npf.ONPO,
 }
 
@@ -53,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _solve(options: argparse.Namespace) -> int:
     if options.top < 1:
-        raise ValueError(f"--top {options.top}: print at least one response")
+        raise ValueError(f"--top {options.top}: print at least one response, or state")
     outputs = _writable(options, "out", "csv", "figure")
-    game = _read_game(options)
+    game = _read_markov_game(options) if _is_markov(options.game) else _read_game(options)
     rule = _rule(options.rule, options)
     resume = None if options.resume is None else npf.Trace.load(options.resume)
     try:
@@ -63,6 +68,7 @@ def _solve(options: argparse.Namespace) -> int:
             game,
             rule,
             options.steps,
+            geometry=options.geometry,
             tol=options.tol,
             resume=resume,
             checkpoint=options.out,
@@ -81,37 +87,18 @@ def _solve(options: argparse.Namespace) -> int:
         from nashpref.paper_figs import convergence
 
         convergence.figure({type(rule).__name__: trace}, options.figure)
-    print(_report(game, trace, options.top))
+    print(report(game, trace, options.top))
     for path in outputs:
         print(f"wrote {path}")
     return 0
-
-
-def _report(game: npf.MatrixGame, trace: npf.Trace, top: int) -> str:
-    labels = game.labels or tuple(map(str, range(game.n)))
-    which = f"gap (β = {trace.beta:g})" if trace.beta else "duality gap"
-    lines = [
-        f"{trace.rule}",
-        f"status {trace.status} after {trace.snapshot.step} steps",
-        f"{which}: last iterate {trace.gap[-1]:.3e}, average iterate {trace.average_gap[-1]:.3e}",
-    ]
-    if trace.beta:
-        lines.append(f"gap in the original game: {trace.unregularised_gap[-1]:.3e}")
-    order = np.argsort(-trace.policy, kind="stable")[:top]
-    width = max(len(labels[i]) for i in order)
-    lines += ["", f"{'response':<{width}}  last iterate  average iterate"]
-    lines += [
-        f"{labels[i]:<{width}}  {trace.policy[i]:12.6f}  {trace.average_policy[i]:15.6f}" for i in order
-    ]
-    if game.n > top:
-        lines.append(f"… and {game.n - top} more (--top)")
-    return "\n".join(lines)
 
 
 def _rank(options: argparse.Namespace) -> int:
     outputs = _writable(options, "json", "figure")
     if options.bootstrap < 0:
         raise ValueError(f"--bootstrap {options.bootstrap}: the number of resamples must be ≥ 0")
+    if _is_markov(options.game):
+        raise ValueError(f"{options.game}: a Markov game cannot be ranked, only responses can: solve it")
     game = _read_game(options)
     if options.bootstrap and game.counts is None:
         raise ValueError(
@@ -169,6 +156,50 @@ def _train(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"train needs {error.name}: pip install 'nashpref[llm]'") from None
     return command.main(options.config, options.set)
+
+
+def _zoo(options: argparse.Namespace) -> int:
+    from nashpref.games import examples
+
+    if options.list or options.name is None:
+        if options.name is not None or options.out is not None:
+            raise ValueError("--list: it takes no NAME and no --out")
+        width = max(map(len, examples.EXAMPLES))
+        for name, example in examples.EXAMPLES.items():
+            print(f"{name:<{width}}  {example.title}")
+        return 0
+    if options.name not in examples.EXAMPLES:
+        near = _nearest(options.name, examples.EXAMPLES)
+        raise ValueError(f"no game {options.name!r} in the zoo{near}; --list shows them all")
+    if options.seed < 0:
+        raise ValueError(f"--seed {options.seed}: it must be ≥ 0")
+    markov = options.name in examples.MARKOV
+    if options.out is None:
+        options.out = f"{options.name}.{'json' if markov else 'csv'}"
+    if not options.out.endswith((".json", ".npz") if markov else ".csv"):
+        raise ValueError(f"{options.out}: {options.name} is saved as {'.json or .npz' if markov else '.csv'}")
+    outputs = _writable(options, "out")
+    game = examples.make(options.name, options.seed)
+    if isinstance(game, npf.MarkovGame):
+        game.save(options.out)
+    else:
+        game.to_csv(options.out)
+    print(f"{game!r}")
+    for path in outputs:
+        print(f"wrote {path}")
+    return 0
+
+
+def _is_markov(path: str) -> bool:
+    return path.endswith((".npz", ".json"))
+
+
+def _read_markov_game(options: argparse.Namespace) -> npf.MarkovGame:
+    """A game file, to which the options of matrices and comparison records do not apply."""
+    for name, unset in (("counts", None), ("symmetrise", False), ("prior", 0.0), ("missing", "error")):
+        if getattr(options, name) != unset:
+            raise ValueError(f"{options.game}: --{name} does not belong to a Markov game; leave it out")
+    return npf.MarkovGame.load(options.game)
 
 
 def _read_game(options: argparse.Namespace) -> npf.MatrixGame:
@@ -290,8 +321,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def game(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("game", help="labelled CSV matrix, or comparison records (JSONL or CSV)")
+    def game(sub: argparse.ArgumentParser, also: str = "") -> None:
+        sub.add_argument("game", help=f"labelled CSV matrix, or comparison records (JSONL or CSV){also}")
         matrix = sub.add_argument_group("if it is a matrix")
         matrix.add_argument("--counts", metavar="CSV", help="comparisons behind each pair, a labelled matrix")
         matrix.add_argument("--symmetrise", action="store_true", help="average P[i, j] and 1 − P[j, i]")
@@ -319,14 +350,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(size="default")
 
     sub = command(
-        "solve", _solve, "run a rule on a preference matrix, the gap of every recorded iterate traced"
+        "solve", _solve, "run a rule on a preference game, the gap of every recorded iterate traced"
     )
-    game(sub)
+    game(sub, "; or a Markov game (.npz or .json)")
     sub.add_argument("--rule", required=True, metavar="RULE", help=", ".join(RULES))
     sub.add_argument("--beta", type=float, help="weight of the KL to the (uniform) reference")
     sub.add_argument("--eta", type=float, help="step size (default: the rule's theorem's own)")
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other option of the rule"
+    )
+    sub.add_argument(
+        "--geometry",
+        choices=[str(geometry) for geometry in Geometry],
+        help="of a Markov game (default: the rule's own)",
     )
     sub.add_argument("--steps", type=int, default=10_000, help="iterations (default: 10000)")
     sub.add_argument("--tol", type=float, help="stop at this gap")
@@ -334,7 +370,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--csv", metavar="CSV", help="save the recorded columns")
     sub.add_argument("--figure", metavar="PNG", help="draw the gap against the iterations")
     sub.add_argument("--resume", metavar="NPZ", help="go on from a saved trace")
-    sub.add_argument("--top", type=int, default=10, help="responses to print (default: 10)")
+    sub.add_argument("--top", type=int, default=10, help="responses, or states, to print (default: 10)")
     force(sub)
 
     sub = command("rank", _rank, "Nash beside Bradley–Terry, cycles, and what no reward can express")
@@ -343,6 +379,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     sub.add_argument("--json", metavar="FILE", help="save everything as JSON")
     sub.add_argument("--figure", metavar="PNG", help="draw it")
+    force(sub)
+
+    sub = command("zoo", _zoo, "write an example game to a file, or list them")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="the game")
+    sub.add_argument("--list", action="store_true", help="list the games")
+    sub.add_argument(
+        "--out", metavar="FILE", help="a CSV matrix, or a .json or .npz Markov game (default: by name)"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of a random game (default: 0)")
     force(sub)
 
     sub = command(

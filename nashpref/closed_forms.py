@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import expit, wrightomega
 
-from nashpref.policies import FloatArray, check_policy, normalise, uniform
+from nashpref.dynamic_programming import soft_response
+from nashpref.games.markov import MarkovGame
+from nashpref.policies import FloatArray, check_policy, check_reference, normalise, uniform
 
 
 def rlhf(reward: ArrayLike, beta: float, reference: ArrayLike | None = None) -> FloatArray:
@@ -32,6 +34,42 @@ def rlhf(reward: ArrayLike, beta: float, reference: ArrayLike | None = None) -> 
     """
     r, mu = _check(reward, beta, reference)
     return normalise(np.log(mu) + r / beta)[1]
+
+
+def multi_turn_rlhf(
+    game: MarkovGame, reward: ArrayLike, beta: float, reference: ArrayLike | None = None
+) -> FloatArray:
+    """KL-regularised reward maximisation over H turns, `argmax_π E_π[Σ_h r_h(s_h, a_h)] − β KL_p(π‖μ)`.
+
+    The soft dynamic program: `π_h(a|s) ∝ μ_h(a|s) e^{Q_h(s,a)/β}`, `Q_h = r_h + f V_{h+1}`,
+    `V_h(s) = β log Σ_a μ_h(a|s) e^{Q_h(s,a)/β}`. For a reward of final states `V_{H+1} = r`. It is
+    `nashpref.equilibrium(game, beta)` of `game = MarkovGame.from_rewards(transition, reward, initial)`, and
+    the fixed point of multi-turn RLHF (arXiv:2405.14655, §3), the baseline of MTPO.
+
+    Args:
+        game: whose dynamics and initial states are used; its preference is not.
+        reward: r, shape `(S,)` where `game` compares final states, else `(H, S, A)` or the last axes of it.
+        beta: β > 0.
+        reference: μ, shape `game.policy_shape`, positive everywhere; uniform when None.
+
+    Returns:
+        π, shape `game.policy_shape`; μ where a state cannot be reached.
+
+    Raises:
+        ValueError: as `rlhf`.
+    """
+    _check_beta(beta)
+    S1, shape = game.flat_shape[0], (game.horizon, game.states, game.actions)
+    needed = (game.states,) if game.terminal else shape
+    r = np.asarray(reward, dtype=np.float64)
+    if not r.ndim or r.shape != needed[-r.ndim :] or not np.isfinite(r).all():
+        raise ValueError(f"reward has shape {r.shape}: finite numbers of shape {needed} are needed")
+    if game.terminal:
+        gain = np.tile(r[game.reached[-1]], (S1, 1))
+    else:
+        gain = game.flat(np.broadcast_to(r, (S1, *shape)))
+    mu = check_reference(reference, game.policy_shape)
+    return game.full(soft_response(game, np.log(game.flat(mu)), gain / beta)[1], mu)
 
 
 def chi_po(reward: ArrayLike, beta: float, reference: ArrayLike | None = None) -> FloatArray:

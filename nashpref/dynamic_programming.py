@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nashpref.games.markov import MarkovGame
-from nashpref.policies import FloatArray, kl, largest, normalise_with_sum
+from nashpref.policies import FloatArray, kl, largest
 
 
 def backward_pass(
@@ -21,6 +21,7 @@ def backward_pass(
     """`Q_h = gain_h + f V_{h+1}`, `V_h = backup(h, Q_h)`, last step first; returns V at the start, `(S₁,)`.
 
     Q has shape `(S₁, n_h, A)`, V `(S₁, n_h)`. With a preference of final states `V_{H+1} = gain`, else 0.
+    Several gains one after the other, `(k S₁, …)`, share a pass, whose cost is that of reading the dynamics.
     """
     values = gain if game.terminal else None
     for h in reversed(range(game.horizon)):
@@ -31,7 +32,8 @@ def backward_pass(
             if not game.terminal:
                 q += gain[:, game.layers[h]]
         values = backup(h, q)
-    return np.diagonal(np.asarray(values))
+    S1 = len(game.initial_states)
+    return np.diagonal(np.asarray(values).reshape(-1, S1, S1), axis1=1, axis2=2).ravel()
 
 
 def soft_response(
@@ -56,15 +58,21 @@ def soft_response(
     Returns:
         log π and π, `(S₁, N, A)`, and the maximum, `(S₁,)`.
     """
-    log_pi, pi = np.empty_like(log_prior), np.empty_like(log_prior)
+    log_pi, pi, total = np.empty_like(log_prior), np.empty_like(log_prior), np.empty(log_prior.shape[:2])
 
     def backup(h: int, q: FloatArray) -> FloatArray:
         layer, c = game.layers[h], 1.0 if temperature is None else temperature[h]
-        logits = log_prior[:, layer] + (q if c == 1.0 else q / c)
-        log_pi[:, layer], pi[:, layer], log_sum = normalise_with_sum(logits)
-        return log_sum[..., 0] if c == 1.0 else c * log_sum[..., 0]
+        logits = np.add(log_prior[:, layer], q if c == 1.0 else q / c, out=log_pi[:, layer])
+        peak = largest(logits)
+        logits -= peak[..., None]
+        weights = np.exp(logits, out=pi[:, layer])
+        log_sum = peak + np.log(np.add.reduce(weights, axis=-1, out=total[:, layer]))
+        return log_sum if c == 1.0 else c * log_sum
 
-    return log_pi, pi, backward_pass(game, gain, backup)
+    value = backward_pass(game, gain, backup)
+    log_pi -= np.log(total)[..., None]  # of all steps at once: small games cost what they call
+    pi /= total[..., None]
+    return log_pi, pi, value
 
 
 def greedy_response(game: MarkovGame, gain: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -92,7 +100,7 @@ def action_values(game: MarkovGame, policy: FloatArray, gain: FloatArray, cost: 
     def backup(h: int, q: FloatArray) -> FloatArray:
         layer = game.layers[h]
         values[:, layer] = q
-        return np.asarray((policy[:, layer] * q).sum(axis=-1) - cost[:, layer])
+        return np.asarray(np.vecdot(policy[:, layer], q) - cost[:, layer])
 
     backward_pass(game, gain, backup)
     return values
@@ -104,12 +112,17 @@ def trajectory_kl(plan: FloatArray, log_p: FloatArray, log_q: FloatArray) -> Flo
 
 
 def plain_gap(game: MarkovGame, gain: FloatArray) -> float:
-    """The duality gap `2 max_d ⟨d, gain⟩` of the policy with this gain, averaged over the initial states.
+    """The duality gap `2 max_d ⟨d, gain⟩` of the policy with this gain, averaged over the initial states."""
+    return float(plain_gaps(game, gain)[0])
+
+
+def plain_gaps(game: MarkovGame, *gains: FloatArray) -> FloatArray:
+    """`plain_gap` of each gain, in one pass.
 
     Playing the policy itself gains exactly 0, so a maximum below that is rounding.
     """
-    value = backward_pass(game, gain, lambda _, q: largest(q))
-    return float(game.initial_weights @ (2.0 * np.maximum(value, 0.0)))
+    value = backward_pass(game, np.concatenate(gains), lambda _, q: largest(q))
+    return np.asarray((2.0 * np.maximum(value, 0.0)).reshape(len(gains), -1) @ game.initial_weights)
 
 
 def regularised_gap(

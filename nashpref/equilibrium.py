@@ -1,7 +1,8 @@
-"""Exact equilibria with certificates: one function for single games and batches, regularised or not."""
+"""Exact equilibria with certificates: one function for matrix games, batches and Markov games."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nashpref.dynamic_programming import plain_gap, regularised_gap
 from nashpref.exact.threads import blas_threads
+from nashpref.games.markov import MarkovGame
 from nashpref.games.matrix import MatrixGame
 from nashpref.metrics import check_beta, unregularised_gap
 from nashpref.policies import FloatArray, check_reference
@@ -33,13 +36,17 @@ class Equilibrium:
     """A symmetric Nash equilibrium and the certificate that proves it.
 
     Attributes:
-        policy: π*, shape `(n,)` or `(B, n)`: non-negative, sums to one.
-        value: what each player gets, P(π* ≻ π*) = 1/2 in every preference game; a float or `(B,)`.
+        policy: π*, shape `game.policy_shape`: non-negative, sums to one over the last axis. In a Markov game
+            it is the reference where a state cannot be reached.
+        value: what each player gets, P(π* ≻ π*) = 1/2 in every preference game, H/2 in a Markov game with a
+            preference at every step; a float, or `(B,)` for a batch.
         gap: the duality gap of `policy`, computed from it: `2 max_y P(y ≻ π*) − 1`, or with β > 0
-            `2β KL(π* ‖ BR_β(π*))`. Zero exactly at equilibrium; a float or `(B,)`.
-        method: the solver whose policy this is, one name per game of a batch. "linear program" on a game
-            means that the faster methods failed their certificates there; "newton, not converged" that the
-            path to a very small β was given up, with the gap it shows.
+            `2β KL(π* ‖ BR_β(π*))`; in a Markov game by dynamic programming, averaged over the initial states.
+            Zero exactly at equilibrium; a float or `(B,)`.
+        method: the solver whose policy this is, one name per game of a batch, or per initial state if there
+            are several. "linear program" on a game means that the faster methods failed their certificates
+            there; "not converged" that the policy is the best that was found, with the gap it shows: the path
+            to a very small β was given up, or no solver met its certificate.
         beta: weight of the KL towards the reference.
     """
 
@@ -51,7 +58,12 @@ class Equilibrium:
 
 
 def equilibrium(
-    game: MatrixGame, beta: float = 0.0, reference: ArrayLike | None = None, *, max_entropy: bool = False
+    game: MatrixGame | MarkovGame,
+    beta: float = 0.0,
+    reference: ArrayLike | None = None,
+    *,
+    max_entropy: bool = False,
+    tol: float | None = None,
 ) -> Equilibrium:
     """The symmetric equilibrium `π* = argmax_π min_π' P(π ≻ π') − β KL(π‖μ) + β KL(π'‖μ)`.
 
@@ -59,22 +71,43 @@ def equilibrium(
     for the skew `A = P − 1/2`. There may be many (ties, clones); any one is returned unless `max_entropy`
     asks for the one of largest entropy. With β > 0 it is unique, `π* ∝ μ exp(A π*/β)`.
 
+    In a Markov game the KL is KL_p, that of trajectories, and every initial state has its own equilibrium.
+
     Guarantee: `gap` is computed from the policy returned, whatever solver found it. With β = 0 a policy
-    whose gap exceeds 1e-12 max|A| is handed on to the next method, the last of which is a linear program
-    (HiGHS); the best one found is returned, and `method` names its origin.
+    whose gap exceeds 1e-12 max|A| (1e-10 of what can be won in a Markov game) is handed on to the
+    next method, the last of which is a linear program (HiGHS); the best one found is returned, and `method`
+    names its origin.
+
+    A Markov game takes about 30 systems of `n_h (A + 1)` unknowns for each step of n_h states (of about
+    `n_{h+1} + 3 n_h` with a preference of final states): two minutes at (S, A, H) = (200, 10, 10). Where that
+    is too much, state the `tol` that is enough.
 
     Args:
-        game: n responses, or a batch.
+        game: n responses, or a batch; or a Markov game.
         beta: weight of the KL towards the reference, ≥ 0.
-        reference: μ, positive everywhere; uniform when None. Without effect when β = 0.
+        reference: μ, positive everywhere; uniform when None. Without effect when β = 0, except where a state
+            of a Markov game cannot be reached.
         max_entropy: among many equilibria choose the one of largest entropy. Without effect when β > 0.
             Where near-ties of about 1e-10 max|A| leave open which equilibria there are, the first one found
-            is kept and `method` ends in "largest entropy undecided".
+            is kept and `method` ends in "largest entropy undecided". Matrix games only.
+        tol: the gap that is enough, for each initial state, in a Markov game with β = 0; None solves it to
+            rounding. Optimistic mirror descent then goes first, and the exact solver only if it has not
+            got there in the time that the exact solver is expected to take. Everything else is solved to
+            rounding whatever tol is.
 
     Raises:
         ValueError: β negative, not finite, or positive but below 1e-13 max|A|, where the KL is lost in
-            rounding; a reference that is not a positive policy.
+            rounding; a reference that is not a positive policy; a negative `tol`; `max_entropy` in a Markov
+            game.
     """
+    if tol is not None and not (math.isfinite(tol) and tol >= 0.0):
+        raise ValueError(f"tol = {tol}: the gap that is enough must be finite and ≥ 0")
+    if isinstance(game, MarkovGame):
+        if max_entropy:
+            raise ValueError(
+                "max_entropy is for matrix games: in a Markov game a small beta comes close to it"
+            )
+        return _markov_equilibrium(game, check_beta(beta), check_reference(reference, game.policy_shape), tol)
     beta = check_beta(beta)
     mu = check_reference(reference, game.policy_shape)
     if beta > 0.0:
@@ -92,6 +125,25 @@ def equilibrium(
             policies[b], methods[b] = _most_even(A, policies[b], methods[b])
         gaps = _gaps(payoffs, policies)
     return _result(game, policies.reshape(game.policy_shape), gaps, methods, beta)
+
+
+def _markov_equilibrium(game: MarkovGame, beta: float, mu: FloatArray, tol: float | None) -> Equilibrium:
+    from nashpref.exact import markov_equilibrium as exact
+
+    unknowns = max(layer.stop - layer.start for layer in game.layers) * (game.actions + 1)
+    if beta > 0.0:
+        log_mu = np.log(game.flat(mu))
+        with blas_threads(unknowns, NEWTON_THREADS):
+            log_pi, methods = exact.solve_regularised(game, beta, log_mu)
+        policy = np.exp(log_pi)
+        plan = game.plan(policy)
+        gap = regularised_gap(game, log_pi, plan, game.payoff(plan), beta, log_mu)
+    else:
+        with blas_threads(unknowns, INTERIOR_POINT_THREADS):
+            policy, methods = exact.solve_plain(game, tol)
+        gap = plain_gap(game, game.payoff(game.plan(policy)))
+    value = 0.5 if game.terminal else 0.5 * game.horizon
+    return Equilibrium(game.full(policy, mu), value, gap, methods[0] if len(methods) == 1 else methods, beta)
 
 
 def _most_even(A: FloatArray, policy: FloatArray, method: str) -> tuple[FloatArray, str]:

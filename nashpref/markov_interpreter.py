@@ -2,7 +2,8 @@
 
 *Occupancy*: the step is taken on occupancy measures, `argmax_d ⟨d, Σ_j g_j r_j⟩ − Σ_k w_k D(d‖d_k)` with
 `r_j` what the opponent j makes every place worth. `D(d‖d') = Σ_h c_h Σ_s d_h(s) KL(π_h‖π'_h)[s]`; with
-`c_h = 1` it is the KL of trajectories, and every rule is what it is in the matrix game of all plans.
+`c_h = 1` it is the KL of trajectories, the matrix theorems hold, and with deterministic dynamics every rule
+is what it is in the matrix game of trajectories.
 
 *Per state*: the step of the matrix game is taken in every state on its own, with the (regularised) action
 values `Q_h^{π_j,π_j}(s, ·)` in place of payoffs. The opponent starts where the player started, not in s.
@@ -18,7 +19,7 @@ import numpy as np
 
 from nashpref.dynamic_programming import (
     action_values,
-    plain_gap,
+    plain_gaps,
     policy_of,
     regularised_gap,
     soft_response,
@@ -27,7 +28,7 @@ from nashpref.dynamic_programming import (
 from nashpref.games.markov import MarkovGame
 from nashpref.interpreter import Iterate, NamedPolicies, State, Target, weighted_sum
 from nashpref.mirror import Geometry, MirrorStep
-from nashpref.policies import FloatArray, IntArray, kl, normalise
+from nashpref.policies import FloatArray, IntArray, log_policy, normalise
 
 CHUNK_BYTES = 2**26  # what a chunk may hold of recorded policies
 CHUNK_RECORDS = 2**10  # what a chunk may hold of recorded numbers
@@ -96,7 +97,8 @@ class MarkovInterpreter:
         if opponent.values is None or opponent.values[0] is not reference:
             cost = np.zeros(self.game.flat_shape[:2])
             if self.beta > 0.0:
-                cost = self.beta * kl(opponent.log_policy, reference.log_policy)
+                log_ratio = opponent.log_policy - reference.log_policy
+                cost = self.beta * np.vecdot(opponent.policy, log_ratio)
             q = action_values(self.game, opponent.policy, opponent.payoff, cost)
             opponent.values = (reference, q)
         return opponent.values[1]
@@ -132,9 +134,7 @@ class MarkovRows:
         self.log_mu = np.log(game.flat(target.reference))
         self.star: Iterate | None = None
         if target.equilibrium is not None:
-            with np.errstate(divide="ignore"):
-                log_star = np.log(target.equilibrium)
-            self.star = interpreter.iterate(log_star, target.equilibrium)
+            self.star = interpreter.iterate(log_policy(target.equilibrium), target.equilibrium)
         names = ["gap", "unregularised_gap", "average_gap", *(["kl"] if self.star else [])]
         self.values = {name: np.empty(capacity) for name in names}
         self.policies = np.empty((capacity if keep_policies else 0, *game.policy_shape))
@@ -152,14 +152,14 @@ class MarkovRows:
             average_gain = game.payoff(state.plan_sum) / count
         else:
             average_gain = (state.payoff_sum + current.payoff) / count
-        plain = plain_gap(game, current.payoff)
+        plain, average_plain = plain_gaps(game, current.payoff, average_gain)
         if beta > 0.0:
             log_mu, average = self.log_mu, state.plan_sum / count
             log_average = np.log(policy_of(game, average, np.exp(log_mu)))
             gap = regularised_gap(game, current.log_policy, current.plan, current.payoff, beta, log_mu)
             average_gap = regularised_gap(game, log_average, average, average_gain, beta, log_mu)
         else:
-            gap, average_gap = plain, plain_gap(game, average_gain)
+            gap, average_gap = plain, average_plain
         measured = {"gap": gap, "unregularised_gap": plain, "average_gap": average_gap}
         if self.star is not None:
             divergence = trajectory_kl(self.star.plan, self.star.log_policy, current.log_policy)
@@ -179,5 +179,5 @@ class MarkovRows:
         return columns
 
     def policy(self, row: int) -> FloatArray:
-        """The policy of a row."""
-        return np.asarray(self.policies[row])
+        """The policy of a row, for the caller to keep."""
+        return np.array(self.policies[row])

@@ -66,8 +66,8 @@ class Geometry(StrEnum):
     """What a mirror step moves in a Markov game. In a matrix game there is only one geometry."""
 
     OCCUPANCY = "occupancy"
-    """Occupancy measures, with KL_p, the KL of trajectories, as divergence: the rules are those of the
-    matrix game of all plans, with its theorems."""
+    """Occupancy measures, with KL_p, the KL of trajectories, as divergence: the theorems are those of the
+    matrix game of trajectories, and with deterministic dynamics the iterates are too."""
     WEIGHTED_OCCUPANCY = "weighted-occupancy"
     """Occupancy measures, with OMPO's divergence: step h = 1 … H has the weight H − h + 1."""
     PER_STATE = "per-state"

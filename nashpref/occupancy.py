@@ -12,7 +12,7 @@ from nashpref.games.markov import MarkovGame
 from nashpref.policies import FloatArray, check_policy, check_reference
 
 if TYPE_CHECKING:
-    pass
+    from scipy.sparse import csr_array
 
 FLOW_TOLERANCE = 1e-8
 
@@ -61,3 +61,30 @@ def policy_of_occupancy(
             "no policy has this occupancy"
         )
     return policy
+
+
+def flow_constraints(game: MarkovGame) -> tuple[csr_array, FloatArray]:
+    """The Bellman-flow polytope `{d ≥ 0 : E d = b}`, the set of all occupancy measures, with sparse E.
+
+    Row (h, s) says that what leaves a state is what arrives: `Σ_a d_h(s, a) − Σ f(s|s', a') d_{h−1}(s', a')`
+    is 1 in the initial state and 0 elsewhere. Transposed it is Bellman's: `(EᵀV)_h = V_h − f V_{h+1}`.
+
+    Args:
+        game: the game, its N reachable states (of all steps) and A actions.
+
+    Returns:
+        E, shape `(N, N·A)`, and b, `(S₁, N)`, one row for each initial state. The order is that of
+        `game.flat`: `E @ game.flat(d)[k].ravel()` equals `b[k]` for every occupancy measure d.
+    """
+    from scipy.sparse import coo_array, csr_array, vstack
+
+    S1, N, A = game.flat_shape
+    leaves = csr_array((np.ones(N * A), np.arange(N * A), np.arange(0, N * A + 1, A)), shape=(N, N * A))
+    arrives = [csr_array((S1, N * A))]
+    for h, layer in enumerate(game.layers[:-1]):
+        f = coo_array(game.transitions[h])
+        columns = f.row + layer.start * A
+        arrives.append(csr_array((f.data, (f.col, columns)), shape=(f.shape[1], N * A)))
+    b = np.zeros((S1, N))
+    b[:, :S1] = np.eye(S1)
+    return csr_array(leaves - vstack(arrives)), b

@@ -8,7 +8,6 @@ zero is harmless when log π is what is kept, and absorbing when π is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,21 +16,22 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 SIMPLEX_TOLERANCE = 1e-8
-SHORT, BLOCK = 32, 2048
+SHORT, FEW = 32, 16  # rows are short up to SHORT entries, and few when fewer than FEW times as long
+BLOCK = 2048  # rows that stay in cache while they are turned
 
 
 def largest(values: FloatArray) -> FloatArray:
     """The maximum over the last axis.
 
-    Of many short rows it is taken column by column: numpy would reduce them one slow row at a time.
+    Many short rows are turned first: numpy would reduce them one slow row at a time.
     """
     n = values.shape[-1]
-    if values.ndim == 1 or n > SHORT:
+    if values.ndim == 1 or n > SHORT or values.size < FEW * n * n:
         return np.asarray(np.maximum.reduce(values, axis=-1))
     rows = values.reshape(-1, n)
     result = np.empty(len(rows))
-    for first in range(0, len(rows), BLOCK):  # of rows that stay in cache from column to column
-        result[first : first + BLOCK] = reduce(np.maximum, rows[first : first + BLOCK].T)
+    for first in range(0, len(rows), BLOCK):
+        result[first : first + BLOCK] = np.maximum.reduce(rows[first : first + BLOCK].T.copy(), axis=0)
     return result.reshape(values.shape[:-1])
 
 
@@ -40,19 +40,13 @@ def normalise(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
 
     Both are wanted at every iterate and the second costs nothing more than the first.
     """
-    return normalise_with_sum(logits)[:2]
-
-
-def normalise_with_sum(logits: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """`normalise`, and the `log Σ exp(logits)` by which it divides, with the last axis kept."""
     peak = np.maximum.reduce(logits, keepdims=True) if logits.ndim == 1 else largest(logits)[..., None]
     shifted = logits - peak
     weights = np.exp(shifted)
     total = np.add.reduce(weights, axis=-1, keepdims=True)
-    log_total = np.log(total)
-    shifted -= log_total
+    shifted -= np.log(total)
     weights /= total
-    return shifted, weights, peak + log_total
+    return shifted, weights
 
 
 def geometric_mixture(log_policies: Mapping[str, FloatArray], weights: Mapping[str, float]) -> FloatArray:

@@ -1,5 +1,8 @@
 """Every named algorithm as a program of mirror steps.
 
+On a Markov game with a preference at every step payoffs reach H/2 instead of 1/2: the default steps of EGPO,
+MMD and Nash-MP are then covered by their theorems only for payoffs of at most 1 (EGPO) or 1/2.
+
 β (`beta`) weighs the KL towards the reference μ: τ in Munos et al. (Nash-MD), α in Shani et al. (MTPO).
 η (`eta`) is always the step size; INPO's η is 1/η here. The signs are those of gradient *ascent* on the
 win probability.
@@ -400,9 +403,9 @@ class OMPO(OGDA):
 
     Guarantee: β = 0, average occupancy: `Gap(d̄_T) ≤ 10 H log(1/d̲)/(ηT)` with the default η = 1/√2 and
     `geometry="weighted-occupancy"`, the paper's divergence; d̲ is the smallest probability of a trajectory's
-    actions under μ. With unit weights, the default here, it is OGDA on the matrix game of all plans, two to
-    three times faster at the same η. β > 0 (OMPO with MTPO's regulariser) is not in the paper: linear where
-    it converges.
+    actions under μ. Unit weights, the default here, are two to three times faster at the same η; OGDA's bound
+    then holds for η ≤ (√2−1)/L, L ≤ H/2 the most that a trajectory wins (1/2 with a preference of final
+    states). β > 0 (OMPO with MTPO's regulariser) is not in the paper: linear where it converges.
 
     Source: arXiv:2502.12678, Algorithm 3 and Theorem 5.
     """
@@ -454,7 +457,8 @@ class MPO(MWU):
     opponent's place is what its occupancy measure does to the payoffs.
 
     Guarantee: average *occupancy*, `Gap(d̄_T) ≤ 4H² √(log(1/π̲)/T)` with `η = √(log(1/π̲)/(T H²))`, π̲ the
-    smallest probability of an action under μ. `eta` has no default: the theorem's step depends on T.
+    smallest probability of an action under μ; for any η, theory/notes/markov.md. `eta` has no default: the
+    theorem's step depends on T.
 
     Source: arXiv:2502.12678, Algorithm 1 and Theorem 4.
     """

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import io
-import json
 import os
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nashpref.archive import atomic, read_archive, write_archive
 from nashpref.policies import FloatArray
 
 if TYPE_CHECKING:
@@ -132,7 +127,7 @@ class Trace:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the recorded columns as CSV, numbers in full precision."""
         columns = self.columns()
-        with _atomic(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
@@ -157,10 +152,7 @@ class Trace:
             "plan_sum": self.snapshot.plan_sum,
             "payoff_sum": self.snapshot.payoff_sum,
         }
-        present = {name: value for name, value in arrays.items() if value is not None}
-        meta["digest"] = _digest(present)
-        with _atomic(Path(path)) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, metadata=np.array(json.dumps(meta)), **present)
+        write_archive(path, meta, {name: value for name, value in arrays.items() if value is not None})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:
@@ -168,22 +160,7 @@ class Trace:
 
         Raises `ValueError` for a file that is no trace, is damaged, or comes from a later version.
         """
-        try:
-            content = io.BytesIO(Path(path).read_bytes())
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from None
-        try:
-            with np.load(content, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            meta = dict(json.loads(str(arrays.pop("metadata"))))
-        except Exception as error:  # zipfile, numpy and json each have their own
-            raise ValueError(f"{path}: not a trace saved by nashpref, or damaged ({error})") from None
-        if meta.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a trace saved by nashpref")
-        if meta.get("version") != VERSION:
-            raise ValueError(f"{path}: trace format {meta.get('version')}; this nashpref reads {VERSION}")
-        if meta.get("digest") != _digest(arrays):
-            raise ValueError(f"{path}: damaged, its arrays do not have the checksum of those that were saved")
+        meta, arrays = read_archive(path, "trace", FORMAT, VERSION)
         try:
             snapshot = Snapshot(
                 step=int(meta["step"]),
@@ -212,39 +189,5 @@ class Trace:
 _ARRAYS = ("steps", "gap", "unregularised_gap", "average_gap", "kl", "policies", "average_policy")
 
 
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """One checksum of all names and arrays: those of the archive do not notice an array that is missing."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def _named(arrays: dict[str, Any], prefix: str) -> dict[str, FloatArray]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-class _atomic:
-    """A temporary path beside `path`, moved over it when the block ends without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                umask = os.umask(0)
-                os.umask(umask)
-                self.temporary.chmod(0o666 & ~umask)
-                with open(self.temporary, "rb") as file:
-                    os.fsync(file.fileno())  # the bytes before the name, or a power cut leaves neither
-                self.temporary.replace(self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)

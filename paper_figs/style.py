@@ -30,6 +30,10 @@ COLOURS: Mapping[str, str] = {
     "COMAL": "#0072B2",
     "RLHF/DPO": "#D55E00",
     "Nash": "#0072B2",
+    "MPO": "#D55E00",
+    "OMPO": "#0072B2",
+    "MTPO": "#E69F00",
+    "MTPO-τ": "#CC79A7",
 }
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BOUND: Mapping[str, Any] = {"color": "#767676", "linestyle": (0, (4, 2)), "linewidth": 0.9}
@@ -85,6 +89,26 @@ def band(axes: Any, x: NDArray[Any], y: NDArray[Any], colour: str, **line: Any) 
     """The median over games as a line, their range as a band."""
     axes.fill_between(x, y.min(axis=1), y.max(axis=1), color=colour, alpha=0.2, linewidth=0)
     axes.plot(x, median(y), color=colour, **line)
+
+
+def lines(
+    axes: Any,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    colour: str,
+    middle: Callable[[NDArray[Any]], NDArray[Any]] = median,
+    **line: Any,
+) -> None:
+    """A thin line for each game (last axis), their middle as a bold one."""
+    axes.plot(x, y, color=colour, linewidth=0.4, alpha=min(0.6, 5.0 / y.shape[1]))
+    axes.plot(x, middle(y), color=colour, **({"linewidth": 1.6} | line))
+
+
+def guide(axes: Any, x: NDArray[Any], end: float, slope: float) -> None:
+    """A dotted power law with its slope, over the last one and a half decades of x, down to `end`."""
+    late = x[30.0 * x >= x[-1]]
+    axes.plot(late, end * (late / late[-1]) ** slope, color="black", linewidth=0.8, linestyle=":")
+    label_end(axes, late[-1], end, f"slope −{-slope:g}", "black")
 
 
 def label_end(axes: Any, x: float, y: float, text: str, colour: str = "#555555") -> None:

@@ -14,7 +14,7 @@ import pytest
 import nashpref as npf
 
 harness = pytest.importorskip("benchmarks.harness", reason="the benchmarks are not part of the wheel")
-from benchmarks import loops, peers  # noqa: E402
+from benchmarks import loops, markov, markov_loops, peers  # noqa: E402
 from benchmarks.games import KINDS, relative_gap  # noqa: E402
 
 
@@ -115,6 +115,21 @@ def test_hand_written_loops_have_the_gaps_of_solve() -> None:
         loops.agreement(npf.solve(played, rule, 100, record=1, compiled=False), gaps)
     with pytest.raises(RuntimeError, match="other gaps"):
         loops.agreement(npf.solve(game, npf.OGDA(eta=0.4), 100, record=1), loops.ogda(game.payoffs, 0.5, 100))
+
+
+def test_hand_written_markov_loops_have_the_policies_of_solve() -> None:
+    rng = np.random.default_rng(0)
+    game = npf.zoo.random_markov_game(6, 3, 4, rng)
+    trace = npf.solve(game, npf.OMPO(eta=0.5), 50, record=1)
+    run = markov_loops.ompo(game.payoffs, game.transitions, 0.5, 50, gaps=True)
+    loops.agreement(trace, (run.gap, run.average_gap))
+    markov.agreement(game, trace, run)
+    with pytest.raises(RuntimeError, match="other policies"):
+        markov.agreement(game, npf.solve(game, npf.OMPO(eta=0.4), 50), run)
+    final = npf.zoo.random_markov_game(6, 3, 4, rng, terminal=True)
+    trace = npf.solve(final, npf.MTPO(beta=0.1, eta=0.5), 50)
+    markov.agreement(final, trace, markov_loops.mtpo(final.payoffs[0], final.transitions, 0.1, 0.5, 50))
+    assert markov.joint_difference((6, 3, 4), rng)[0] <= 1e-15
 
 
 def test_the_peers_that_need_no_extra_solve_the_game() -> None:

@@ -1,21 +1,23 @@
 """Every named rule passes the conformance suite; rules with a slip, and a broken core, do not."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import nashpref as npf
-from nashpref import MirrorStep, testing
+from nashpref import MirrorStep, dynamic_programming, markov_interpreter, testing
+from nashpref.games import markov
 from nashpref.interpreter import Iterate, NamedPolicies
+from nashpref.markov_interpreter import MarkovInterpreter, MarkovIterate
 from nashpref.matrix_interpreter import MatrixInterpreter
 from nashpref.mirror import toward_reference
-from nashpref.policies import normalise
+from nashpref.policies import normalise, uniform
 from nashpref.testing import checks, conformance
 
 # --- the rules of the library: a row each ---
@@ -93,11 +95,28 @@ def test_a_suite_is_one_pytest_item_for_each_property() -> None:
     assert {"sign", "fixed_point", "small_steps", "two_players", "clones", "compiled_equals_numpy"} <= set(
         names
     )
-    assert len(names) == 13
+    assert {"markov_two_players", "markov_fixed_point", "markov_small_steps", "markov_one_step"} <= set(names)
+    assert len(names) == 26
 
 
 def test_without_a_step_size_the_limit_is_left_out() -> None:
-    assert "small_steps" not in checks(npf.BestResponse(beta=0.5))
+    assert not {"small_steps", "markov_small_steps"} & checks(npf.BestResponse(beta=0.5)).keys()
+
+
+@dataclass(frozen=True)
+class MovingReference:
+    """Optimistic steps whose reference moves: an opponent is met again when another reference counts."""
+
+    beta: float = 0.2
+    target_beta: float = 0.0
+
+    def steps(self, t: int) -> Sequence[MirrorStep]:
+        program = npf.OGDA(beta=self.beta, eta=0.5).steps(t)
+        return (*program, MirrorStep("reference", {"current": 1.0})) if t % 2 else program
+
+
+def test_action_values_follow_a_reference_that_moves() -> None:
+    checks(MovingReference())["markov_two_players"]()
 
 
 # --- the slips ---
@@ -203,15 +222,18 @@ def test_nash_md_against_the_current_policy_is_caught() -> None:
             return (mixture, MirrorStep("current", step.anchors, {"current": eta}))
 
     suite = checks(AgainstCurrent(beta=0.1), exact_fixed_point=False)
-    assert "the opponent is not the one intended" in fails(suite, "vanishing_steps")
-    for name in suite.keys() - {"vanishing_steps"}:
+    limits = ("vanishing_steps", "markov_vanishing_steps")
+    for name in limits:
+        assert "the opponent is not the one intended" in fails(suite, name)
+    for name in suite.keys() - set(limits):
         suite[name]()
 
 
 def test_nash_md_with_a_constant_step_has_no_exact_fixed_point_and_no_limit() -> None:
     rule = npf.NashMD(beta=0.1, eta=0.5)
-    fails(checks(rule), "fixed_point")
-    assert "does not vanish" in fails(checks(rule, exact_fixed_point=False), "vanishing_steps")
+    fails(checks(rule), "fixed_point", "markov_fixed_point")
+    for name in ("vanishing_steps", "markov_vanishing_steps"):
+        assert "does not vanish" in fails(checks(rule, exact_fixed_point=False), name)
 
 
 def test_a_rule_with_a_hidden_counter_is_caught() -> None:
@@ -224,6 +246,7 @@ def test_a_rule_with_a_hidden_counter_is_caught() -> None:
             return [current({"current": 1.0}, {"current": 1.0 / self.calls})]
 
     assert "the calls before it" in fails(checks(Counting()), "determinism")
+    assert "in the geometry 'occupancy'" in fails(checks(Counting()), "markov_determinism")
 
 
 def test_a_schedule_that_disagrees_with_itself_is_caught() -> None:
@@ -240,7 +263,8 @@ def test_an_overflowing_weight_is_caught() -> None:
         def steps(self, t: int) -> Sequence[MirrorStep]:
             return [current({"current": 1.0}, {"current": 1e308})]
 
-    assert "leaves the finite numbers" in fails(checks(Huge()), "simplex", "shift_invariance")
+    names = ("simplex", "shift_invariance", "markov_simplex", "markov_shift_invariance")
+    assert "leaves the finite numbers" in fails(checks(Huge()), *names)
 
 
 # --- a broken core: one property each ---
@@ -281,6 +305,207 @@ def test_a_broken_interpreter_is_caught(name: str, monkeypatch: pytest.MonkeyPat
         checks(npf.GDA(beta=0.1, eta=0.3))[name]()
 
 
+# --- a broken interpreter of Markov games ---
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def soft(
+    index: Callable[[int], int] = lambda h: h, flow: float = 1.0, sign: float = 1.0
+) -> Callable[..., tuple[Any, Any, Any]]:
+    """`soft_response` with slips: the temperature of another step, or a normaliser that is not passed on."""
+
+    def response(game: npf.MarkovGame, log_prior: Any, gain: Any, temperature: Any = None) -> Any:
+        log_pi = np.empty_like(log_prior)
+        c = [1.0] * game.horizon if temperature is None else temperature
+
+        def backup(h: int, q: Any) -> Any:
+            layer = game.layers[h]
+            prior = log_prior[:, layer]
+            logits = prior + q / c[h]
+            total = logsumexp(logits)
+            log_pi[:, layer] = logits - total[..., None]
+            return c[index(h)] * (total - (1.0 - flow) * logsumexp(prior))
+
+        value = dynamic_programming.backward_pass(game, sign * gain, backup)
+        return log_pi, np.exp(log_pi), value
+
+    return response
+
+
+def logsumexp(logits: Any) -> Any:
+    return np.logaddexp.reduce(logits, axis=-1)
+
+
+def replaced(name: str, broken: Any) -> Patch:
+    return lambda patch: patch.setattr(markov_interpreter, name, broken)
+
+
+def same_state(game: npf.MarkovGame, policy: Any, gain: Any, cost: Any) -> Any:
+    """The lecture's box: Q(s, a) = Σ_b π(b|s) Q(s, a, s, b), both players in one state."""
+    if not game.terminal:
+        gain = gain.copy()
+        for layer, A in zip(game.layers, game.payoffs, strict=True):
+            n = layer.stop - layer.start
+            here = A.reshape(n, game.actions, n, game.actions)
+            gain[:, layer] = np.einsum("satb,itb,st->isa", here, policy[:, layer], np.eye(n))
+    return dynamic_programming.action_values(game, policy, gain, cost)
+
+
+def wrong_opponent(patch: pytest.MonkeyPatch) -> None:
+    """Every step is taken against where the run started."""
+    evaluate = MarkovInterpreter.evaluate
+
+    def broken(self: MarkovInterpreter, step: MirrorStep, policies: NamedPolicies) -> Iterate:
+        step = MirrorStep(
+            step.to, step.anchors, {"start": sum(step.payoffs.values())} if step.payoffs else {}
+        )
+        return evaluate(self, step, policies)
+
+    patch.setattr(MarkovInterpreter, "evaluate", broken)
+
+
+def in_policies(change: Callable[[Any, MarkovInterpreter], Any]) -> Patch:
+    """The logits of every step are changed."""
+    evaluate = MarkovInterpreter.evaluate
+
+    def broken(self: MarkovInterpreter, step: MirrorStep, policies: NamedPolicies) -> Iterate:
+        log_pi, pi = normalise(change(evaluate(self, step, policies).log_policy, self))
+        return MarkovIterate(self.game, log_pi, pi)
+
+    return lambda patch: patch.setattr(MarkovInterpreter, "evaluate", broken)
+
+
+def in_method(name: str, change: Callable[..., Any]) -> Patch:
+    """What a method of `MarkovGame` returns is changed."""
+    method = getattr(npf.MarkovGame, name)
+
+    def broken(self: npf.MarkovGame, *args: Any) -> Any:
+        return change(self, method(self, *args))
+
+    return lambda patch: patch.setattr(npf.MarkovGame, name, broken)
+
+
+def swapped_steps(patch: pytest.MonkeyPatch) -> None:
+    """The preference of step h is that of step H − h."""
+    restrict = markov._restrict_payoffs
+    patch.setattr(markov, "_restrict_payoffs", lambda P, reached, A: restrict(P[::-1], reached, A))
+
+
+def forgets_reference(patch: pytest.MonkeyPatch) -> None:
+    full = npf.MarkovGame.full
+    patch.setattr(npf.MarkovGame, "full", lambda self, flat, fill: full(self, flat, 1.0 / self.actions))
+
+
+def shared_opponent(game: npf.MarkovGame, payoff: Any) -> Any:
+    return np.broadcast_to(payoff.mean(axis=0), payoff.shape).copy()
+
+
+def shifted_reward(logits: Any, self: MarkovInterpreter) -> Any:
+    return logits * (1.0 + self.game.payoff(self.game.plan(np.exp(logits))).mean())
+
+
+EGPO = npf.EGPO(beta=0.1, eta=0.5)
+GDA = npf.GDA(beta=0.2, eta=1.0)
+BROKEN_MARKOV: dict[str, tuple[Patch, npf.UpdateRule, tuple[str, ...]]] = {
+    "wrong opponent": (
+        wrong_opponent,
+        EGPO,
+        ("markov_two_players",),
+    ),
+    "opponent restarted in the same state": (
+        replaced("action_values", same_state),
+        GDA,
+        ("markov_two_players", "markov_fixed_point", "markov_small_steps"),
+    ),
+    "unregularised Q": (
+        replaced(
+            "action_values",
+            lambda game, pi, gain, cost: dynamic_programming.action_values(game, pi, gain, 0.0 * cost),
+        ),
+        GDA,
+        ("markov_two_players", "markov_fixed_point", "markov_small_steps"),
+    ),
+    "swapped steps": (swapped_steps, GDA, ("markov_two_players", "markov_fixed_point")),
+    "temperature of the step before": (
+        replaced("soft_response", soft(index=lambda h: max(h - 1, 0))),
+        npf.OMPO(),
+        ("markov_two_players", "markov_small_steps"),
+    ),
+    "normaliser not passed on": (
+        replaced("soft_response", soft(flow=0.0)),
+        GDA,
+        ("markov_two_players", "markov_fixed_point", "markov_small_steps"),
+    ),
+    "descent": (
+        replaced("soft_response", soft(sign=-1.0)),
+        GDA,
+        ("markov_sign", "markov_two_players", "markov_fixed_point", "markov_small_steps"),
+    ),
+    "one opponent for all initial states": (
+        in_method("payoff", shared_opponent),
+        GDA,
+        ("markov_initial_states",),
+    ),
+    "prefers early states": (
+        in_policies(lambda log, self: log + 1e-6 * np.arange(log[0].size).reshape(log[0].shape)),
+        GDA,
+        ("markov_relabelling",),
+    ),
+    "payoffs that are not centred": (in_policies(shifted_reward), GDA, ("markov_shift_invariance",)),
+    "probabilities that vanish": (
+        in_policies(lambda log, self: np.where(log < -25.0, -np.inf, log)),
+        GDA,
+        ("markov_simplex",),
+    ),
+    "rounded": (in_policies(lambda log, self: np.round(log, 15)), GDA, ("markov_one_step",)),
+    "sparse dynamics of a smaller number type": (
+        in_method(
+            "backward",
+            lambda game, v: v if isinstance(game.transitions[0], np.ndarray) else v.astype(np.float32),
+        ),
+        GDA,
+        ("markov_sparse",),
+    ),
+    "final states of another scale": (
+        in_method("payoff", lambda game, q: q * 1.001 if game.terminal else q),
+        GDA,
+        ("markov_terminal", "markov_two_players"),
+    ),
+    "unreached states that are uniform": (
+        forgets_reference,
+        GDA,
+        ("markov_padding", "markov_two_players"),
+    ),
+}
+
+
+@pytest.fixture
+def unshrunk() -> Iterator[None]:
+    """That there is a failure is enough here: shrinking it takes a hundred times as long."""
+    settings.register_profile("unshrunk", settings.get_profile("ci"), phases=[Phase.generate])
+    settings.load_profile("unshrunk")
+    yield
+    settings.load_profile("ci")
+
+
+@pytest.mark.usefixtures("unshrunk")
+@pytest.mark.parametrize("slip", BROKEN_MARKOV)
+def test_a_broken_markov_interpreter_is_caught(slip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch, rule, names = BROKEN_MARKOV[slip]
+    patch(monkeypatch)
+    for name in names:
+        with pytest.raises(AssertionError, match=f"^{name}: "):
+            checks(rule)[name]()
+
+
+def test_the_correct_soft_response_is_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slips of `soft` are slips: without one it is the interpreter's."""
+    monkeypatch.setattr(markov_interpreter, "soft_response", soft())
+    for rule in (GDA, npf.OMPO()):
+        checks(rule)["markov_two_players"]()
+
+
 # --- the strategies keep their word ---
 
 
@@ -318,3 +543,36 @@ def test_interior_equilibria_are_equilibria(drawn: tuple[npf.MatrixGame, Any]) -
     game, policy = drawn
     assert policy.min() > 0.0
     assert npf.duality_gap(game, policy) <= 1e-13
+
+
+def test_a_markov_game_shrinks_to_what_matters() -> None:
+    from hypothesis import find
+
+    def first_gap(game: npf.MarkovGame) -> float:
+        return float(npf.duality_gap(game, uniform(game.policy_shape)))
+
+    game = find(testing.markov_games(), lambda game: first_gap(game) > 0.1)
+    assert game.horizon == 1
+    assert game.actions == 2
+    assert game.states <= 2
+
+
+MARKOV_KINDS: dict[str, Callable[[npf.MarkovGame], bool]] = {
+    "final states": lambda game: game.terminal,
+    "every step": lambda game: not game.terminal,
+    "sparse": lambda game: not isinstance(game.transitions[0], np.ndarray) if game.terminal else False,
+    "several initial states": lambda game: len(game.initial_states) > 1,
+    "states that are not reached": lambda game: game.flat_shape[1] < game.horizon * game.states,
+    "states that only one start reaches": lambda game: not game.reached_from[:, game.layers[-1]].all(),
+    "certain preferences": lambda game: max(A.max() for A in game.payoffs) == 0.5,
+    "the same at every step": lambda game: len(set(map(id, game.payoffs))) < len(game.payoffs),
+    "dynamics that are not deterministic": lambda game: any((T.max() < 1.0) for T in game.transitions),
+}
+
+
+@pytest.mark.parametrize("kind", MARKOV_KINDS)
+def test_every_kind_of_markov_game_is_drawn(kind: str) -> None:
+    from hypothesis import find
+
+    options = settings(max_examples=300, phases=[Phase.generate])
+    assert find(testing.markov_games(), MARKOV_KINDS[kind], settings=options) is not None

@@ -11,13 +11,17 @@ from importlib.util import find_spec
 import numpy as np
 
 from nashpref.games import zoo
+from nashpref.games.markov import MarkovGame
 from nashpref.games.matrix import MatrixGame
 from nashpref.policies import FloatArray, normalise, uniform
 from nashpref.progress import progress_bar
-from nashpref.theory.bounds import THEOREMS
+from nashpref.theory.bounds import MATRIX_THEOREMS
+from nashpref.theory.markov_bounds import MARKOV_THEOREMS, STEPS
 from nashpref.theory.theorems import Case, Check, Theorem, Verdict
+from nashpref.theory.trajectories import Game
 
-BETAS = (1.0, 0.1, 0.01)
+THEOREMS: tuple[Theorem, ...] = MATRIX_THEOREMS + MARKOV_THEOREMS
+BETAS, MARKOV_BETAS = (1.0, 0.1, 0.01), (1.0, 0.1)
 COLUMNS = (
     *("theorem", "game", "reference", "beta", "verdict", "expected", "ratio", "t", "unmet"),
     *("statement", "source"),
@@ -67,7 +71,7 @@ class Summary:
 
 
 def named_games() -> dict[str, MatrixGame]:
-    """Those of the verdict table: cycles, transitive, random, tied, dominated; n = 3 … 50; fixed seeds."""
+    """Matrix games of the table: cycles, transitive, random, tied, dominated; n = 3 … 50; fixed seeds."""
 
     def rng(seed: int) -> np.random.Generator:
         return np.random.default_rng(seed)
@@ -91,47 +95,84 @@ def named_games() -> dict[str, MatrixGame]:
     }
 
 
-def references(n: int) -> dict[str, FloatArray]:
-    """The uniform policy, and one with logits N(0, 1)."""
+def named_markov_games() -> dict[str, MarkovGame]:
+    """Markov games of the table: trees, merging paths, chance, one start and several; fixed seeds."""
+
+    def rng(seed: int) -> np.random.Generator:
+        return np.random.default_rng(seed)
+
+    def turns(left: int) -> dict[str, object]:
+        return {reply: turns(left - 1) if left > 1 else None for reply in ("ask", "answer", "decline")}
+
+    leaves = zoo.random_preferences(27, rng(1)).preferences
+    rock_paper_scissors = zoo.rock_paper_scissors().preferences
     return {
-        "uniform": uniform((n,)),
-        "random": normalise(np.random.default_rng(n).standard_normal(n))[1],
+        "one turn": MarkovGame.from_matrix(zoo.comal()),
+        "dialogue": MarkovGame.from_tree(turns(3), leaves),
+        "best of three": MarkovGame(np.ones((1, 3, 1)), rock_paper_scissors[None, :, None], 0, horizon=3),
+        "twelve rounds": MarkovGame(
+            np.ones((1, 2, 1)), np.array([[0.5, 1.0], [0.0, 0.5]])[None, :, None], 0, horizon=12
+        ),
+        "grid": zoo.gridworld(9, 4, 4, rng(3), slip=0.0),
+        "slippery grid": zoo.gridworld(9, 5, 4, rng(4), slip=0.2, features=4, terminal=True),
+        "final states": zoo.random_markov_game(5, 3, 3, rng(5), terminal=True),
+        "every step": zoo.random_markov_game(4, 3, 5, rng(6)),
+        "three starts": zoo.random_markov_game(6, 2, 5, rng(7), terminal=True, branching=2, starts=3),
+        "rewards": MarkovGame.from_rewards(
+            rng(8).dirichlet(np.ones(4), (4, 3)), rng(9).random(4), 0, scale=0.5, horizon=3
+        ),
     }
 
 
+def references(game: Game) -> dict[str, FloatArray]:
+    """The uniform policy, and one with logits N(0, 1)."""
+    shape = game.policy_shape
+    logits = np.random.default_rng(int(np.prod(shape))).standard_normal(shape)
+    return {"uniform": uniform(shape), "random": normalise(logits)[1]}
+
+
 def check_all(
-    games: Mapping[str, MatrixGame] | None = None,
+    games: Mapping[str, Game] | None = None,
     *,
-    betas: Sequence[float] = BETAS,
+    betas: Sequence[float] | None = None,
     theorems: Sequence[Theorem] = THEOREMS,
     progress: bool = False,
 ) -> list[Row]:
-    """Check every theorem on every game, with a uniform and a random reference, and every β that concerns it.
+    """Check every theorem on every game that it is about, with both `references` and every β it concerns.
 
     Theorems about the same rule share its run. Deterministic.
 
     Args:
-        games: by name; `named_games()` when None.
-        betas: the β > 0 of the theorems about regularised games.
+        games: by name; `named_games()` and `named_markov_games()` when None.
+        betas: the β > 0 of the theorems about regularised games; 1, 0.1 and, in matrix games, 0.01 when None.
         theorems: which.
         progress: show a bar, on a terminal, once two seconds have passed.
     """
     compiled = find_spec("numba") is not None  # one process makes many short runs: loading it pays
-    games = named_games() if games is None else games
+    if games is None:
+        games = {**named_games(), **named_markov_games()}
     rows: list[Row] = []
     with progress_bar(progress, len(games), "game") as bar:
         for done, (game_name, game) in enumerate(games.items(), start=1):
-            for reference_name, mu in references(game.n).items():
+            chosen = betas or (BETAS if isinstance(game, MatrixGame) else MARKOV_BETAS)
+            for reference_name, mu in references(game).items():
                 cases: dict[object, Case] = {}
                 for theorem in theorems:
-                    for beta in betas if theorem.regularised else (0.0,):
-                        rule = theorem.rule(beta)
-                        case = cases.setdefault(
-                            (rule, theorem.steps), Case(game, rule, mu, theorem.steps, compiled or None)
-                        )
+                    if not isinstance(game, theorem.games):
+                        continue
+                    for beta in chosen if theorem.regularised else (0.0,):
+                        case = _case(theorem, game, mu, beta, compiled)
+                        case = cases.setdefault((case.rule, case.steps, case.geometry), case)
                         rows.append(Row(theorem, game_name, reference_name, beta, theorem.check(case)))
             bar(done)
     return rows
+
+
+def _case(theorem: Theorem, game: Game, mu: FloatArray, beta: float, compiled: bool) -> Case:
+    rule = theorem.rule(game, mu, beta)
+    if isinstance(game, MatrixGame):
+        return Case(game, rule, mu, theorem.steps, compiled or None)
+    return Case(game, rule, mu, min(theorem.steps, STEPS), geometry=theorem.geometry)
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:

@@ -62,7 +62,7 @@ class PreferenceConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         super().__init__(**options)
 
 
-class PreferenceModel(PreTrainedModel, ABC):  # type: ignore[no-untyped-call]
+class PreferenceModel(PreTrainedModel, ABC):
     """What the preference models share: a backbone, its tokenizer, and texts in, probabilities out.
 
     Called with prompts and two responses each it returns `Pr(a ≻ b | x)`, `(N,)`. For training, `encode`
@@ -115,7 +115,8 @@ class PreferenceModel(PreTrainedModel, ABC):  # type: ignore[no-untyped-call]
         config = PreferenceConfig(body.config.to_dict(), max_tokens=max_length, **options)
         model = cls(config, body)
         model.tokenizer = tokenizer
-        model.to(device=body.device, dtype=body.dtype).eval()
+        nn.Module.to(model, device=body.device, dtype=body.dtype)
+        model.train(False)
         return model
 
     @classmethod
@@ -128,7 +129,7 @@ class PreferenceModel(PreTrainedModel, ABC):  # type: ignore[no-untyped-call]
             model.tokenizer = AutoTokenizer.from_pretrained(path, config=model.config)
         return model
 
-    def save_pretrained(self, path: Any, **options: Any) -> None:
+    def save_pretrained(self, path: Any, **options: Any) -> None:  # type: ignore[override]
         """Weights (safetensors), configuration and tokenizer; `from_pretrained` gives the same model."""
         super().save_pretrained(path, **options)
         if self.tokenizer is not None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nashpref.archive import atomic
 from nashpref.policies import FloatArray
 
 Missing = Literal["error", "half"]
@@ -143,6 +144,14 @@ def read_preferences(path: PathOrStr, *, symmetrise: bool = False) -> tuple[tupl
             "symmetrise=True to average the two where both estimate the same preference"
         )
     return names, (P + 1.0 - P.T) / 2.0
+
+
+def write_preferences(path: PathOrStr, labels: Sequence[str], P: FloatArray) -> None:
+    """Write what `read_preferences` reads, numbers in full precision."""
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row_beats_col", *labels])
+        writer.writerows([name, *row] for name, row in zip(labels, P.tolist(), strict=True))
 
 
 def read_comparison_counts(path: PathOrStr, labels: Sequence[str]) -> FloatArray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,16 @@ from nashpref.games.matrix import SKEW_TOLERANCE, MatrixGame
 from nashpref.policies import SIMPLEX_TOLERANCE, FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
+    from scipy.sparse import csc_array, csr_array
+
+    from nashpref.games import builders
 
     Transition = FloatArray | csr_array
 else:
     Transition = Any
 
-BLOCK = 1 << 16  # entries of a matrix looked at together: what checking a game may hold besides the game
+BLOCK = 1 << 16  # entries of a matrix looked at together: half a megabyte, which stays in cache
+FEW = 4  # vectors that are multiplied one by one
 
 
 class MarkovGame:
@@ -70,9 +74,9 @@ class MarkovGame:
         state_labels: Sequence[Sequence[Hashable]] | None = None,
         action_labels: Sequence[str] | None = None,
     ) -> None:
-        steps, S, A = _check_transition(transition)
-        preferences, terminal = _check_shape(preference, S, A)
-        self.horizon = _check_horizon(horizon, len(steps), 1 if terminal else len(preferences))
+        steps, S, A, transition_steps = _check_transition(transition)
+        preferences, terminal, preference_steps = _check_shape(preference, S, A)
+        self.horizon = _check_horizon(horizon, transition_steps, preference_steps)
         self.states, self.actions, self.terminal = S, A, terminal
         steps = steps * self.horizon if len(steps) == 1 else steps
         for h, T in enumerate(steps[: self.horizon] if terminal else steps[: self.horizon - 1]):
@@ -90,11 +94,9 @@ class MarkovGame:
             if len(preferences) == 1:
                 preferences = preferences * self.horizon
             self.payoffs = _restrict_payoffs(preferences, self.reached, A)
-        self.transposes = tuple(T if isinstance(T, np.ndarray) else T.T for T in self.transitions)
+        self.transposes = tuple(T.T for T in self.transitions)
         self.state_labels = _check_state_labels(state_labels, self.horizon, S)
-        self.action_labels = None if action_labels is None else tuple(map(str, action_labels))
-        if self.action_labels is not None and len(set(self.action_labels)) != A:
-            raise ValueError(f"action_labels: {A} distinct names are needed, got {list(self.action_labels)}")
+        self.action_labels = _check_action_labels(action_labels, A)
 
     @classmethod
     def from_matrix(cls, game: MatrixGame) -> MarkovGame:
@@ -108,6 +110,119 @@ class MarkovGame:
             0,
             action_labels=game.labels,
         )
+
+    @staticmethod
+    def from_model(
+        step: builders.Step,
+        preference: builders.Preference,
+        initial: Hashable | Mapping[Any, float],
+        *,
+        actions: Sequence[Any],
+        horizon: int,
+        every_step: bool = False,
+    ) -> MarkovGame:
+        """The game of a generative model, of which only what can be reached is built; transitions are sparse.
+
+        Args:
+            step: `step(state, action)` lists `(probability, next state)`; states are hashable. Or a table
+                `step[state][action]`, such as gymnasium's `env.unwrapped.P`: its entries `(probability, next
+                state, reward, terminated)` are understood, and where an episode has terminated it stays.
+            preference: `preference(x, x')`, the probability that the final state x beats x'; or, with
+                `every_step`, `preference((s, a), (s', a'))`. Called for both orders of every pair.
+            initial: the initial state, or a mapping from states to probabilities.
+            actions: what `step` is called with; if all are strings they become `action_labels`.
+            horizon: H.
+            every_step: compare at every step rather than final states.
+
+        States are numbered anew at every step, as they are found: `state_labels[h][k]` is state k of step h.
+
+        Raises:
+            ValueError: probabilities that do not sum to one, preferences that are not complementary (the
+                states are named), H = 0, no actions.
+        """
+        from nashpref.games import builders
+
+        return builders.from_model(
+            step, preference, initial, actions=actions, horizon=horizon, every_step=every_step
+        )
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any], preference: builders.Preference | ArrayLike) -> MarkovGame:
+        """The game of a deterministic tree of replies, as of dialogues, whose leaves are compared.
+
+        Args:
+            tree: a mapping from each reply to what follows: another mapping, or a leaf, which is anything
+                else. A node has A replies, or one, to which all actions lead (the user's turn). Branches may
+                end early; their leaves wait for the last turn.
+            preference: `preference(leaf, leaf')`, the probability that the first leaf beats the second, or a
+                matrix of them, leaves in the order of the tree.
+
+        States are labelled by the replies that lead to them. Where all nodes offer the same replies, these
+        are the `action_labels`.
+
+        Raises:
+            ValueError: a node with another number of replies, a matrix of another size, preferences that are
+                not complementary; the node or the leaves are named.
+        """
+        from nashpref.games import builders
+
+        return builders.from_tree(tree, preference)
+
+    @classmethod
+    def from_rewards(
+        cls,
+        transition: Any,
+        reward: ArrayLike,
+        initial: int | ArrayLike,
+        *,
+        scale: float = 1.0,
+        horizon: int | None = None,
+        state_labels: Sequence[Sequence[Hashable]] | None = None,
+        action_labels: Sequence[str] | None = None,
+    ) -> MarkovGame:
+        """The game whose preference is linear in a reward, `P = 1/2 + scale (r − r')`: multi-turn RLHF.
+
+        The opponent adds a constant to the payoffs, so that `MTPO(beta)` on this game is the policy
+        optimisation of RLHF with the reward `scale·r`, and `closed_forms.multi_turn_rlhf` is its equilibrium.
+
+        Args:
+            transition, initial, horizon, state_labels, action_labels: as in `MarkovGame`.
+            reward: r of final states, shape `(S,)`; or of what is done at each step, `(H, S, A)`, or `(S, A)`
+                for the same at every step. (The preference of each step is a dense matrix all the same.)
+            scale: keeps P in [0, 1].
+
+        Raises:
+            ValueError: rewards of another shape, not finite, or too far apart for `scale` (one that fits is
+                named); and what `MarkovGame` raises.
+        """
+        from nashpref.games import builders
+
+        preference = builders.reward_preference(reward, scale)
+        return cls(
+            transition,
+            preference,
+            initial,
+            horizon=horizon,
+            state_labels=state_labels,
+            action_labels=action_labels,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the game to a .npz or .json file, whole or not at all (format: `nashpref.games.files`)."""
+        from nashpref.games import files
+
+        files.save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> MarkovGame:
+        """Read what `save` wrote: the same game, to the last bit. Or a file written by hand.
+
+        Raises `ValueError`, naming the file, the place and the remedy, for a file that is no game, is
+        damaged, comes from another version, or describes what is no game.
+        """
+        from nashpref.games import files
+
+        return files.load(path)
 
     # --- shapes ---
 
@@ -153,38 +268,27 @@ class MarkovGame:
         for h, layer in enumerate(self.layers):
             possible[:, layer] = mass > 0.0
             if h + 1 < self.horizon:
-                spread = np.repeat(mass > 0.0, A, axis=1) / A
-                mass = self.forward(h, spread)
+                mass = self.forward(h, np.repeat(mass > 0.0, A, axis=1).astype(np.float64))
         return possible
 
     # --- the two linear maps of the dynamics, and the payoffs ---
 
     def backward(self, h: int, values: FloatArray) -> FloatArray:
         """`Σ_s' Pr(s' | h, s, a) values(s')`: `(S₁, n_{h+1})` → `(S₁, n_h, A)`."""
-        T = self.transitions[h]
-        if len(values) == 1:
-            expected = T @ values[0]
-        else:
-            expected = values @ T.T if isinstance(T, np.ndarray) else np.ascontiguousarray((T @ values.T).T)
-        return np.asarray(expected).reshape(len(values), -1, self.actions)
+        return _product(self.transitions[h], values).reshape(len(values), -1, self.actions)
 
     def forward(self, h: int, occupancy: FloatArray) -> FloatArray:
         """`Σ_{s,a} d_h(s, a) Pr(s' | h, s, a)`: `(S₁, n_h·A)` → `(S₁, n_{h+1})`."""
-        T = self.transposes[h]
-        if isinstance(T, np.ndarray):
-            return np.asarray(occupancy[0] @ T)[None] if len(occupancy) == 1 else np.asarray(occupancy @ T)
-        if len(occupancy) == 1:
-            return np.asarray(T @ occupancy[0])[None]
-        return np.ascontiguousarray((T @ occupancy.T).T)
+        return _product(self.transposes[h], occupancy)
 
     def plan(self, policy: FloatArray) -> FloatArray:
         """The occupancy measure `d_h(s, a)` of a flat policy, `(S₁, N, A)`."""
         d = np.empty_like(policy)
         mass = np.eye(len(policy))
         for h, layer in enumerate(self.layers):
-            np.multiply(mass[:, :, None], policy[:, layer], out=d[:, layer])
+            here = np.multiply(mass[:, :, None], policy[:, layer], out=d[:, layer])
             if h + 1 < self.horizon:
-                mass = self.forward(h, d[:, layer].reshape(len(d), -1))
+                mass = self.forward(h, here.reshape(len(d), -1))
         return d
 
     def payoff(self, occupancy: FloatArray) -> FloatArray:
@@ -194,24 +298,27 @@ class MarkovGame:
         `(S₁, n_{H+1})`.
         """
         S1 = len(occupancy)
-        last = occupancy[:, self.layers[-1]].reshape(S1, -1)
         if self.terminal:
+            last = occupancy[:, self.layers[-1]].reshape(S1, -1)
             return _product(self.payoffs[0], self.forward(self.horizon - 1, last))
         q = np.empty_like(occupancy)
         for layer, payoffs in zip(self.layers, self.payoffs, strict=True):
-            d = occupancy[:, layer]
-            q[:, layer] = _product(payoffs, d.reshape(S1, -1)).reshape(d.shape)
+            here = occupancy[:, layer]
+            q[:, layer] = _product(payoffs, here.reshape(S1, -1)).reshape(here.shape)
         return q
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that is reachable: two games with the same digest are the same game."""
-        digest = hashlib.sha256(self.initial_weights.tobytes())
-        for array in (*self.reached, *self.payoffs):
+        shape = (self.horizon, self.states, self.actions, self.terminal, *map(len, self.reached))
+        digest = hashlib.sha256(repr(shape).encode())
+        for array in (self.initial_weights, *self.reached, *self.payoffs):
             digest.update(np.ascontiguousarray(array).data)
         for T in self.transitions:
-            for part in (T,) if isinstance(T, np.ndarray) else (T.data, T.indices, T.indptr):
-                digest.update(np.ascontiguousarray(part).data)
+            indices = () if isinstance(T, np.ndarray) else (T.indices, T.indptr)
+            digest.update(np.ascontiguousarray(T.data if indices else T).data)
+            for part in indices:
+                digest.update(part.astype(np.int64).data)  # scipy chooses their width
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -224,30 +331,42 @@ class MarkovGame:
         )
 
 
-def _product(matrix: FloatArray, vectors: FloatArray) -> FloatArray:
-    """`matrix @ v` for each row v: `(S₁, n)` → `(S₁, n)`; for one row the product of a matrix game."""
-    return np.asarray(matrix @ vectors[0])[None] if len(vectors) == 1 else np.asarray(vectors @ matrix.T)
+def _product(matrix: Transition | csc_array, vectors: FloatArray) -> FloatArray:
+    """`matrix @ v` for each row v of `vectors`: `(S₁, n)` → `(S₁, m)`.
+
+    For a product of two matrices BLAS copies the large one first, which takes longer than reading it twice:
+    a few vectors go one by one over blocks of it that stay in cache.
+    """
+    if not isinstance(matrix, np.ndarray):
+        return np.ascontiguousarray((matrix @ vectors.T).T)
+    if not 1 < len(vectors) <= FEW or matrix.size <= BLOCK:
+        return np.asarray(vectors.dot(matrix.T))  # `@` takes half as long again in small games
+    products = np.empty((len(vectors), len(matrix)))
+    for rows in _blocks(*matrix.shape):
+        for vector, product in zip(vectors, products, strict=True):
+            np.matmul(matrix[rows], vector, out=product[rows])
+    return products
 
 
 # --- from what was handed in to what is kept ---
 
 
-def _check_transition(transition: Any) -> tuple[list[Any], int, int]:
-    """One matrix `(S·A, S)` for each step (one in all if stationary), S and A; dense ones are views."""
-    from scipy.sparse import issparse
-
-    if issparse(transition):
+def _check_transition(transition: Any) -> tuple[list[Any], int, int, int | None]:
+    """One matrix `(S·A, S)` for each step, S, A, and H; or just one, and None. Dense ones are views."""
+    stationary = _is_sparse(transition)
+    if stationary:
         transition = [transition]
-    if isinstance(transition, Sequence) and transition and all(map(issparse, transition)):
+    if isinstance(transition, Sequence) and transition and all(map(_is_sparse, transition)):
         shapes = {T.shape for T in transition}
         if len(shapes) > 1:
             raise ValueError(f"transition: the steps have different shapes, {sorted(shapes)}")
         rows, S = shapes.pop()
         if not S or rows % S or not rows:
             raise ValueError(f"transition: a sparse step has shape (S·A, S); got {(rows, S)}")
-        return [T.tocsr() for T in transition], S, rows // S
+        return [T.tocsr() for T in transition], S, rows // S, None if stationary else len(transition)
     T = np.asarray(transition, dtype=np.float64)
-    if T.ndim == 3:
+    stationary = T.ndim == 3
+    if stationary:
         T = T[None]
     if T.ndim != 4 or T.shape[1] != T.shape[3] or 0 in T.shape[1:]:
         raise ValueError(
@@ -257,16 +376,21 @@ def _check_transition(transition: Any) -> tuple[list[Any], int, int]:
     if not len(T):
         raise ValueError("transition has H = 0 steps: a game has at least one")
     H, S, A, _ = T.shape
-    return [T[h].reshape(S * A, S) for h in range(H)], S, A
+    return [T[h].reshape(S * A, S) for h in range(H)], S, A, None if stationary else H
 
 
-def _check_shape(preference: Any, S: int, A: int) -> tuple[list[FloatArray], bool]:
-    """One matrix `(S·A, S·A)` for each step (one in all if always the same); or the terminal one `(S, S)`."""
+def _is_sparse(matrix: Any) -> bool:
+    """Whether it comes from scipy.sparse, which takes longer to import than all of nashpref."""
+    return hasattr(matrix, "tocsr")
+
+
+def _check_shape(preference: Any, S: int, A: int) -> tuple[list[FloatArray], bool, int | None]:
+    """One matrix `(S·A, S·A)` for each step, False, and H; or just one, whether it is `(S, S)`, and None."""
     P = np.asarray(preference, dtype=np.float64)
     if P.shape == (S, S):
-        return [P], True
+        return [P], True, None
     if P.shape == (S, A, S, A):
-        P = P[None]
+        return [P.reshape(S * A, S * A)], False, None
     if P.ndim != 5 or P.shape[1:] != (S, A, S, A):
         raise ValueError(
             f"preference has shape {P.shape}; with S = {S} states and A = {A} actions a game needs "
@@ -275,21 +399,21 @@ def _check_shape(preference: Any, S: int, A: int) -> tuple[list[FloatArray], boo
         )
     if not len(P):
         raise ValueError("preference has H = 0 steps: a game has at least one")
-    return [P[h].reshape(S * A, S * A) for h in range(len(P))], False
+    return [P[h].reshape(S * A, S * A) for h in range(len(P))], False, len(P)
 
 
-def _check_horizon(horizon: int | None, transitions: int, preferences: int) -> int:
-    """H, on which everything that has an axis for it must agree."""
+def _check_horizon(horizon: int | None, transition: int | None, preference: int | None) -> int:
+    """H, on which everything that has an axis for it must agree; one step given stands for all."""
+    told = {"horizon": horizon, "transition": transition, "preference": preference}
+    lengths = {name: length for name, length in told.items() if length is not None}
+    if not lengths:
+        raise ValueError("horizon is missing: neither transition nor preference has an axis for the steps")
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon = {horizon}: a game has at least one step")
-    lengths = {"horizon": horizon or 1, "transition": transitions, "preference": preferences}
-    told = {name: length for name, length in lengths.items() if length > 1}
-    if len(set(told.values())) > 1:
-        told_text = ", ".join(f"{name}: {length}" for name, length in told.items())
-        raise ValueError(f"the number of steps H differs ({told_text}): give what is the same once")
     H = max(lengths.values())
-    if horizon is not None and horizon != H:
-        raise ValueError(f"horizon = {horizon}, but transition or preference has {H} steps")
+    if any(length not in (1, H) for length in lengths.values()) or horizon not in (None, H):
+        told_text = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(f"the number of steps H differs ({told_text}): give what is always the same once")
     return H
 
 
@@ -320,7 +444,7 @@ def _check_preference(P: FloatArray, A: int, h: int | None) -> None:
     """Entries in [0, 1] and complementary; looked at in blocks of rows, so that nothing large is made."""
     n = len(P)
     worst, where = 0.0, (0, 0)
-    for rows in _blocks(n):
+    for rows in _blocks(n, n):
         block = P[rows]
         for bad, what in (
             (~np.isfinite(block), "is not finite"),
@@ -354,7 +478,7 @@ def _check_initial(initial: int | ArrayLike, S: int) -> tuple[IntArray, FloatArr
     """The initial states and their probabilities."""
     rho = np.asarray(initial)
     if rho.ndim == 0:
-        if rho != int(rho) or not 0 <= int(rho) < S:
+        if rho not in range(S):
             raise ValueError(f"initial = {rho}: there is no such state, they are 0 … {S - 1}")
         return np.array([int(rho)], dtype=np.int64), np.ones(1)
     rho = rho.astype(np.float64)
@@ -363,10 +487,12 @@ def _check_initial(initial: int | ArrayLike, S: int) -> tuple[IntArray, FloatArr
     if not np.isfinite(rho).all() or rho.min() < 0.0:
         s = int(np.argmax(~np.isfinite(rho) | (rho < 0.0)))
         raise ValueError(f"initial[{s}] = {rho[s]}: it must be a probability")
-    if abs(rho.sum() - 1.0) > SIMPLEX_TOLERANCE:
-        raise ValueError(f"initial sums to {rho.sum():.12g}, not 1: divide it by its sum")
-    states = np.flatnonzero(rho)
-    return states, rho[states] / rho.sum()
+    states, total = np.flatnonzero(rho), rho.sum()
+    if abs(total - 1.0) > SIMPLEX_TOLERANCE:
+        raise ValueError(f"initial sums to {total:.12g}, not 1: divide it by its sum")
+    if abs(total - 1.0) > 1e-14:  # so that what has been normalised stays as it is
+        return states, rho[states] / total
+    return states, rho[states]
 
 
 def _check_state_labels(
@@ -379,6 +505,15 @@ def _check_state_labels(
         raise ValueError(
             f"state_labels: {H + 1} sequences (the steps and the final states) of up to {S} labels are needed"
         )
+    return names
+
+
+def _check_action_labels(labels: Sequence[str] | None, A: int) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    names = tuple(map(str, labels))
+    if not len(names) == len(set(names)) == A:
+        raise ValueError(f"action_labels: {A} distinct names are needed, got {list(names)}")
     return names
 
 
@@ -415,6 +550,7 @@ def _restrict(steps: list[Any], reached: tuple[IntArray, ...], A: int) -> tuple[
             from scipy.sparse import csr_array
 
             part = csr_array(T[_rows(here, A)][:, following], dtype=np.float64)
+            part.sum_duplicates()  # the one way to write it, whatever it was made from
             part.eliminate_zeros()
             kept.append(part)
     return tuple(kept)
@@ -436,7 +572,7 @@ def _centred(P: FloatArray, rows: IntArray) -> FloatArray:
     """The skew part `(P − Pᵀ)/2` of the rows and columns, exactly antisymmetric, made block by block."""
     everything = len(rows) == len(P)
     A = np.empty((len(rows), len(rows)))
-    for block in _blocks(len(rows)):
+    for block in _blocks(len(rows), len(rows)):
         if everything:
             A[block] = (P[block] - P[:, block].T) / 2.0
         else:
@@ -445,6 +581,6 @@ def _centred(P: FloatArray, rows: IntArray) -> FloatArray:
     return A
 
 
-def _blocks(n: int) -> Iterable[slice]:
-    height = max(1, BLOCK // n)
-    return (slice(start, min(start + height, n)) for start in range(0, n, height))
+def _blocks(rows: int, columns: int) -> Iterable[slice]:
+    height = max(1, BLOCK // columns)
+    return (slice(start, min(start + height, rows)) for start in range(0, rows, height))

@@ -107,6 +107,13 @@ class MatrixGame:
         N = None if counts is None else comparisons.read_comparison_counts(counts, labels)
         return cls(P, labels=labels, counts=N)
 
+    def to_csv(self, path: comparisons.PathOrStr) -> None:
+        """Write the labelled CSV that `from_csv` reads; responses without labels are numbered from 1."""
+        if self.batch is not None:
+            raise ValueError(f"a CSV holds one game; this is a batch of {self.batch}")
+        labels = self.labels or tuple(str(k + 1) for k in range(self.n))
+        comparisons.write_preferences(path, labels, self.preferences)
+
     @property
     def n(self) -> int:
         """Number of responses."""

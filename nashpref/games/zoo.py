@@ -11,6 +11,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
+from nashpref.games.markov_zoo import dialogue as dialogue
+from nashpref.games.markov_zoo import gridworld as gridworld
+from nashpref.games.markov_zoo import penneys_game as penneys_game
+from nashpref.games.markov_zoo import random_markov_game as random_markov_game
+from nashpref.games.markov_zoo import token_game as token_game
 from nashpref.games.matrix import MatrixGame
 from nashpref.policies import FloatArray
 

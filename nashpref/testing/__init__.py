@@ -1,6 +1,7 @@
 """To trust a rule of your own: hypothesis strategies for games and policies, and a conformance suite.
 
-Needs hypothesis, and pytest for the suite; the rest of nashpref imports neither.
+The suite tries the rule on matrix games, and on Markov games in every geometry that applies. It needs
+hypothesis and pytest; the rest of nashpref imports neither.
 
     from nashpref.testing import conformance
 
@@ -8,6 +9,8 @@ Needs hypothesis, and pytest for the suite; the rest of nashpref imports neither
 """
 
 from nashpref.testing.conformance import checks, conformance
+from nashpref.testing.markov_games import DYNAMICS, Description, descriptions, markov_games
+from nashpref.testing.markov_oracle import markov_two_player_iterates
 from nashpref.testing.oracle import two_player_iterates
 from nashpref.testing.strategies import (
     KINDS,
@@ -19,10 +22,15 @@ from nashpref.testing.strategies import (
 )
 
 __all__ = [
+    "DYNAMICS",
     "KINDS",
+    "Description",
     "checks",
     "conformance",
+    "descriptions",
     "interior_equilibria",
+    "markov_games",
+    "markov_two_player_iterates",
     "policies",
     "preference_batches",
     "preference_games",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +52,7 @@ class Case:
 
     def iterates(self, rule: UpdateRule, steps: int = STEPS, *, compiled: bool = False) -> FloatArray:
         """The policies π_0 … π_steps."""
-        trace = self.run(rule, steps, compiled=compiled)
-        if trace.policies is None or len(trace.policies) != steps + 1:
-            raise AssertionError(f"{rule!r} leaves the finite numbers at step {trace.steps[-1] + 1}\n{self}")
-        return trace.policies
+        return recorded(self.run(rule, steps, compiled=compiled), steps, rule, self)
 
 
 @st.composite
@@ -93,11 +91,12 @@ def condorcet_winners(draw: DrawFn) -> tuple[Case, int]:
 
 
 Property = Callable[[UpdateRule], None]
-PHASES = set(Phase) - {Phase.explain}
 
 
-def tried_on(cases: SearchStrategy[Any]) -> Callable[[Callable[[UpdateRule, Any], None]], Property]:
-    """Try a property on a fifth of the profile's examples, a dozen being tried, and name its failure."""
+def tried_on(
+    cases: SearchStrategy[Any], *, share: int = 5
+) -> Callable[[Callable[[UpdateRule, Any], None]], Property]:
+    """Try a property on one in `share` of the profile's examples, for there are many; name its failure."""
 
     def decorate(check: Callable[[UpdateRule, Any], None]) -> Property:
         def named(rule: UpdateRule, case: Any) -> None:
@@ -107,12 +106,30 @@ def tried_on(cases: SearchStrategy[Any]) -> Callable[[Callable[[UpdateRule, Any]
                 raise AssertionError(f"{check.__name__}: {error}") from None
 
         named.__name__, named.__doc__ = check.__name__, check.__doc__
-        examples = max(1, settings().max_examples // 5)
-        return settings(max_examples=examples, deadline=None, phases=PHASES, report_multiple_bugs=False)(
-            given(case=cases)(named)
-        )
+
+        named.__name__, named.__doc__ = check.__name__, check.__doc__
+
+        @functools.wraps(check)
+        def tried(rule: UpdateRule) -> None:
+            profile = settings()  # as it is when the property is tried
+            chosen = settings(
+                max_examples=max(1, profile.max_examples // share),
+                deadline=None,
+                phases=set(profile.phases) - {Phase.explain},
+                report_multiple_bugs=False,
+            )
+            chosen(given(case=cases)(named))(rule)
+
+        return tried
 
     return decorate
+
+
+def recorded(trace: Trace, steps: int, rule: UpdateRule, case: object) -> FloatArray:
+    """The policies π_0 … π_steps of a trace that was to have them all."""
+    if trace.policies is None or len(trace.policies) != steps + 1:
+        raise AssertionError(f"{rule!r} leaves the finite numbers at step {trace.steps[-1] + 1}\n{case}")
+    return trace.policies
 
 
 def require(holds: bool | np.bool_, what: str, rule: UpdateRule, case: object = "") -> None:

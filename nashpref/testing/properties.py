@@ -34,7 +34,7 @@ from nashpref.testing.cases import (
 )
 from nashpref.testing.oracle import two_player_iterates
 from nashpref.testing.strategies import preference_batches, preference_games
-from nashpref.trace import Status
+from nashpref.trace import Status, Trace
 
 STAYS = 1e-10  # an equilibrium found by another solver, after STEPS iterations
 LIMIT_STEPS = 20_000
@@ -115,7 +115,7 @@ def determinism(rule: UpdateRule, case: Case) -> None:
 
 
 @dataclass(frozen=True)
-class _Scaled:
+class Scaled:
     """`rule` on payoffs `scale` times as large."""
 
     rule: UpdateRule
@@ -123,9 +123,11 @@ class _Scaled:
 
     @property
     def beta(self) -> float:
+        """That of the game which the rule solves."""
         return target_beta(self.rule)
 
     def steps(self, t: int) -> Sequence[MirrorStep]:
+        """The rule's program with other step sizes."""
         return [
             MirrorStep(step.to, step.anchors, {name: self.scale * w for name, w in step.payoffs.items()})
             for step in self.rule.steps(t)
@@ -136,9 +138,12 @@ class _Scaled:
 def simplex(rule: UpdateRule, case: tuple[Case, float]) -> None:
     """Every iterate is a policy and every gap a number, from masses of 1e-300, at payoffs of 1e-12 … 1e6."""
     where, scale = case
-    trace = where.run(_Scaled(rule, scale))
+    on_simplex(where.run(Scaled(rule, scale)), rule, f"payoffs times {scale:g}\n{where}")
+
+
+def on_simplex(trace: Trace, rule: UpdateRule, at: str) -> None:
+    """Policies are policies and gaps are numbers."""
     pi, log_pi = np.asarray(trace.policies), trace.log_policy
-    at = f"payoffs times {scale:g}\n{where}"
     require(trace.status is not Status.NON_FINITE, "the iterates overflow", rule, at)
     require(bool(np.isfinite(log_pi).all()), f"log π = {log_pi}", rule, at)
     require(bool(((pi >= 0.0) & (pi <= 1.0)).all()), "a probability outside [0, 1]", rule, at)
@@ -256,26 +261,35 @@ def vanishing_steps(rule: UpdateRule) -> None:
         case = Case(game, reference, reference)
         checkpoints = [LIMIT_STEPS // 10, LIMIT_STEPS]
         trace = solve(game, rule, LIMIT_STEPS, reference=reference, record=checkpoints)
-        _, earlier, last = trace.gap
-        require(
-            last <= max(earlier / 5.0, 1e-20),
-            f"vanishing_steps: the gap is {earlier:.3g} after {checkpoints[0]} and {last:.3g} after "
-            f"{checkpoints[1]} steps: it does not vanish",
-            rule,
-            case,
-        )
         pi = equilibrium(game, beta, reference).policy
-        moved = np.abs(dataclasses.replace(case, start=pi).iterates(rule) - pi).max()
-        require(
-            moved > STAYS,
-            "vanishing_steps: the equilibrium stays in place, so the fixed point is exact: "
-            "either declare it, or the opponent is not the one intended",
-            rule,
-            case,
-        )
+        moved = float(np.abs(dataclasses.replace(case, start=pi).iterates(rule) - pi).max())
+        vanishes(trace, moved, "vanishing_steps", rule, case)
 
 
-def _with_eta(rule: Any, eta: float) -> UpdateRule:
+def vanishes(trace: Trace, moved: float, name: str, rule: UpdateRule, case: object) -> None:
+    """The gap falls between the last two recorded steps, a tenth of the run and its end.
+
+    And an iteration has `moved` away from the equilibrium.
+    """
+    earlier, last = trace.gap[-2:]
+    require(
+        last <= max(earlier / 5.0, 1e-20),
+        f"{name}: the gap is {earlier:.3g} after {trace.steps[-2]} and {last:.3g} after "
+        f"{trace.steps[-1]} steps: it does not vanish",
+        rule,
+        case,
+    )
+    require(
+        moved > STAYS,
+        f"{name}: the equilibrium stays in place, so the fixed point is exact: "
+        "either declare it, or the opponent is not the one intended",
+        rule,
+        case,
+    )
+
+
+def slowed(rule: Any, eta: float) -> UpdateRule:
+    """The rule with another step size."""
     slow: UpdateRule = dataclasses.replace(rule, eta=eta)
     return slow
 
@@ -288,19 +302,22 @@ def small_steps(rule: UpdateRule, case: Case) -> None:
     is only a means (COMAL), from the reference, where there is no pull.
     """
     eta = 1e-6
-    slow = _with_eta(rule, eta)
     beta = target_beta(rule)
     if getattr(rule, "beta", 0.0) > beta:
         case = dataclasses.replace(case, reference=case.start)
-    iterates = case.iterates(slow, 20)
+    iterates = case.iterates(slowed(rule, eta), 20)
     pi = iterates[10]
     flow = case.game.payoff(pi) + beta * np.log(case.reference / pi)
-    flow -= pi @ flow
-    moved = (np.log(iterates[20]) - np.log(pi)) / (10.0 * eta)
-    moved -= pi @ moved
-    speed2 = float(pi @ flow**2)
+    follows_flow(pi, flow, (np.log(iterates[20]) - np.log(pi)) / (10.0 * eta), rule, case)
+
+
+def follows_flow(pi: FloatArray, flow: FloatArray, moved: FloatArray, rule: UpdateRule, case: object) -> None:
+    """By how much an iteration has `moved` log π, over η, is the flow but for its pace and constants."""
+    flow = flow - (pi * flow).sum(axis=-1, keepdims=True)
+    moved = moved - (pi * moved).sum(axis=-1, keepdims=True)
+    speed2 = float((pi * flow**2).sum())
     assume(speed2 > 1e-6)
-    pace = float(pi @ (flow * moved)) / speed2
+    pace = float((pi * flow * moved).sum()) / speed2
     require(
         1e-3 < pace < 1.0 + 1e-3,
         f"an iteration moves {pace:.4g} η along the flow; it should be in (0, 1]",

@@ -1,6 +1,7 @@
 """`nashpref reproduce`, quick size: what the CSV files say, and that figures are drawn from them alone."""
 
 import csv
+import itertools
 import json
 import math
 import subprocess
@@ -165,6 +166,117 @@ def test_a_reward_costs_exploitability_where_preferences_cycle(out):
     assert where(ends, method="RLHF/DPO")["exploitability"].min() > 0.1
 
 
+def test_mtpo_keeps_below_its_bound_and_falls_faster_than_mtpo_tau(out):
+    table = read(out / "mtpo_bounds" / "schedule.csv")
+    made = where(table | {"made": table["step"] > 0}, made=True)
+    for method, factor, rate in (("MTPO", 32.0, -4.0), ("MTPO-τ", 8.0, -2.0)):
+        rows = where(made, method=method)
+        assert len(set(rows["game"])) == 4
+        bound = factor * rows["H"] * rows["Q"] ** 2 / (rows["beta"] ** 2 * (rows["step"] + 1))
+        assert (rows["kl"] <= bound).all()
+        late = where(rows | {"late": rows["step"] >= 100}, late=True, beta=0.5)
+        for game in np.unique(late["game"]):
+            curve = where(late, game=game)
+            assert slope(curve["step"], curve["kl"]) == pytest.approx(rate, abs=0.2)
+    assert (made["Q"] < 1.0).all()  # a larger one would make the bound too easy
+
+
+def test_ompo_keeps_below_its_bound_and_mpo_is_slower(out):
+    table, games = (read(out / "ompo_mpo" / f"{name}.csv") for name in ("exploitability", "games"))
+    config = settings(out, "ompo_mpo")
+    assert (games["S"] <= config["cells"]).all()
+    assert ((games["A"] >= 2) & (games["A"] <= config["actions"])).all()
+    H, steps = config["H"], config["steps"]
+    of = {method: where(table, method=method) for method in np.unique(table["method"])}
+    D = games["D"][of["OMPO, weighted"]["game"].astype(int)]
+    weighted = of["OMPO, weighted"]
+    assert (2 * weighted["average"] <= 10 * H * D / (math.sqrt(0.5) * weighted["T"])).all()
+    mpo = of["MPO, theorem"]
+    assert sorted(set(mpo["T"])) == list(config["horizons"])
+    log_A = np.log(games["A"])[mpo["game"].astype(int)]
+    assert (2 * mpo["average"] <= 4 * H**2 * np.sqrt(log_A / mpo["T"])).all()
+
+    end = {method: where(rows, T=steps)["average"] for method, rows in of.items()}
+    assert all(len(values) == config["games"] for values in end.values())
+    for faster, slower in itertools.pairwise(("OMPO, tuned", "OMPO", "OMPO, weighted", "MPO, theorem")):
+        assert (end[faster] < end[slower]).all()
+    assert (end["OMPO, tuned"] < end["MPO, tuned"] / 3).all()
+    late = where(of["OMPO"] | {"late": of["OMPO"]["T"] >= 30}, late=True)
+    for game in np.unique(late["game"]):
+        curve = where(late, game=game)
+        assert slope(curve["T"], curve["average"]) == pytest.approx(-1.0, abs=0.2)
+
+
+def test_averages_converge_where_last_iterates_need_a_regulariser(out):
+    original, regularised = (read(out / "markov_iterates" / f"{k}.csv") for k in ("original", "regularised"))
+
+    def end(table, method):
+        rows = where(table, method=method)
+        return where(rows, step=rows["step"].max())
+
+    for method in ("MPO", "OMPO"):
+        assert (end(original, method)["average_gap"] < 0.1).all()
+    assert (end(original, "MPO")["gap"] > 0.1).all()
+    assert (end(original, "OMPO")["average_gap"] < end(original, "MPO")["average_gap"]).all()
+
+    config = settings(out, "markov_iterates")
+    rate = 2 * math.log(1 - config["beta"] * config["regularised_eta"])
+    ompo = where(regularised, method="OMPO")
+    late = where(ompo | {"late": ompo["step"] >= 100}, late=True)
+    for game in np.unique(late["game"]):
+        curve = where(late, game=game)
+        per_step = np.polyfit(curve["step"], np.log(curve["gap"]), 1)[0]
+        assert per_step == pytest.approx(rate, rel=0.05)
+    assert (end(regularised, "OMPO")["gap"] < end(regularised, "MTPO")["gap"]).all()
+    for method in ("OMPO", "MTPO"):
+        last = end(regularised, method)
+        assert (last["gap"] < last["average_gap"] / 1000).all()
+
+
+def test_only_the_occupancy_geometry_stands_large_steps(out):
+    gaps = read(out / "geometries" / "gaps.csv")
+    small, large = sorted(set(gaps["eta"]))
+
+    def curve(eta, geometry):
+        rows = where(gaps, eta=eta, geometry=geometry)
+        return where(rows | {"late": rows["T"] >= 100}, late=True)
+
+    for eta in (small, large):
+        rows = curve(eta, "occupancy")
+        for game in np.unique(rows["game"]):
+            one = where(rows, game=game)
+            assert slope(one["T"], one["average_gap"]) == pytest.approx(-1.0, abs=0.2)
+    ratio = {
+        e: curve(e, "per-state")["average_gap"] / curve(e, "occupancy")["average_gap"] for e in (small, large)
+    }
+    np.testing.assert_allclose(ratio[small], 1.0, atol=0.05)
+    assert ratio[large][-1] > 2.0
+    assert np.median(ratio[large]) > 1.5
+
+
+def test_in_the_dialogue_nash_mixes_and_rlhf_bets_on_one_answer(out):
+    turns, summary = (read(out / "dialogue" / f"{name}.csv") for name in ("turns", "summary"))
+    for policy in ("RLHF", "Nash"):
+        rows = where(turns, policy=policy)
+        first, second = where(rows, turn=1), where(rows, turn=2)
+        np.testing.assert_allclose(first["occupancy"], first["probability"])
+        np.testing.assert_allclose(first["probability"].sum(), 1.0, atol=1e-12)
+        for child, arriving in zip(first["child"], first["occupancy"], strict=True):
+            there = where(second, node=child)
+            np.testing.assert_allclose(there["occupancy"].sum(), arriving, atol=1e-12)
+            np.testing.assert_allclose(there["occupancy"], arriving * there["probability"], atol=1e-12)
+        assert sorted(second["child"]) == list(range(9))
+    # A Bradley–Terry fit to all pairs ranks dialogues by their wins: RLHF bets on the one with the most.
+    ends = where(turns, policy="RLHF", turn=2)
+    wins = npf.zoo.dialogue().payoffs[0].sum(axis=1)
+    assert ends["child"][ends["occupancy"].argmax()] == wins.argmax()
+    at_first = {p: where(turns, policy=p, turn=1)["probability"] for p in ("RLHF", "Nash")}
+    assert at_first["RLHF"].max() > 0.9
+    np.testing.assert_allclose(at_first["Nash"], np.array([46, 20, 45]) / 111, atol=0.02)  # of β = 0
+    exploitability = {p: where(summary, policy=p)["exploitability"][0] for p in ("RLHF", "Nash")}
+    assert exploitability["Nash"] < exploitability["RLHF"] / 5
+
+
 def test_the_same_run_gives_the_same_bytes(out, tmp_path):
     reproduce(size="quick", out=tmp_path)
     files = sorted(path.relative_to(out) for path in out.rglob("*.*"))
@@ -192,7 +304,7 @@ for name in ("solve", "equilibrium", "duality_gap", "best_response"):
     for module in [m for key, m in sys.modules.items() if key.startswith("nashpref")]:
         if callable(getattr(module, name, None)):
             setattr(module, name, forbidden)
-npf.MatrixGame.__init__ = forbidden
+npf.MatrixGame.__init__ = npf.MarkovGame.__init__ = forbidden
 for name in experiments.EXPERIMENTS:
     experiments.draw(name, Path({str(out)!r}))
 """

@@ -9,7 +9,9 @@ import pytest
 
 import nashpref as npf
 from nashpref import theory
-from nashpref.theory import Case, Verdict
+from nashpref.testing.markov_games import Description
+from nashpref.testing.markov_oracle import Play
+from nashpref.theory import Case, Verdict, markov_bounds
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,7 +136,7 @@ def test_nash_ema_follows_its_average():
 def test_inpo_constant_is_one(beta):
     for name in ("COMAL's cycle", "tournament 9", "random 50"):
         game = theory.named_games()[name]
-        case = Case(game, npf.GDA(beta=beta), theory.references(game.n)["random"], 500)
+        case = Case(game, npf.GDA(beta=beta), theory.references(game)["random"], 500)
         ratio = np.abs(np.log(case.trace.policies) - np.log(case.mu)).max()
         assert 0.01 < ratio * beta <= 1.0
         bound = theory.INPO.bound(case, np.array([3.0]))
@@ -150,3 +152,111 @@ def test_egpo_step_of_one_sgd_step():
 
     gradient = [(loss(u + 1e-5 * e) - loss(u - 1e-5 * e)) / 2e-5 for e in np.eye(N)]
     np.testing.assert_allclose(gradient, 4 * (u - u.mean()) / N, atol=1e-9)
+
+
+# --- Markov games ---
+
+
+def markov(seed, H=3, S=4, A=3):
+    """A game with preferences of final states, as the lecture and Shani et al. have it."""
+    rng = np.random.default_rng(seed)
+    P = npf.zoo.random_preferences(S, rng).preferences
+    return Description(rng.dirichlet(np.full(S, 0.3), (H, S, A)), P, np.eye(S)[0])
+
+
+def mtpo_by_hand(game, values, beta, steps=3000, eta=0.5):
+    """GDA in every state with `values(play, π, h)` as payoffs, from and towards the uniform policy."""
+    play, H = Play.of(game, 0, 0), game.shape[0]
+    pi = mu = np.full(game.shape, 1.0 / game.shape[2])
+    for _ in range(steps):
+        q = np.stack([values(play, pi, h) for h in range(H)])
+        pi = pi ** (1.0 - eta * beta) * mu ** (eta * beta) * np.exp(eta * q)
+        pi /= pi.sum(axis=-1, keepdims=True)
+    return pi
+
+
+def test_an_opponent_in_the_same_state_is_another_game():
+    """By hand, with the opponent restarted in the player's state s rather than where both started."""
+    game, beta = markov(0), 0.2
+    mu = np.full(game.shape, 1.0 / 3.0)
+
+    def right(play, pi, h):
+        return play.action_values(pi, pi, beta, mu)[h]
+
+    def in_the_same_state(play, pi, h):
+        def lands(h, s):  # where a player who is in s at step h ends
+            mass = np.eye(4)[s]
+            for k in range(h, 3):
+                mass = np.einsum("s,sa,sax->x", mass, pi[k], play.transition[k])
+            return mass
+
+        value = np.stack([lands(h, s) @ (play.final - 0.5).T for s in range(4)])  # of final states, (s, x)
+        cost = beta * (pi * np.log(pi / mu)).sum(axis=-1)
+        q = np.empty((4, 3))
+        for s in range(4):
+            ahead = value[s]
+            for k in reversed(range(h + 1, 3)):
+                ahead = (pi[k] * (play.transition[k] @ ahead)).sum(axis=-1) - cost[k]
+            q[s] = play.transition[h, s] @ ahead
+        return q
+
+    markov_game = game.game()
+    assert npf.duality_gap(markov_game, mtpo_by_hand(game, right, beta, 400), beta) < 1e-20
+    assert npf.duality_gap(markov_game, mtpo_by_hand(game, in_the_same_state, beta, 400), beta) > 1e-4
+
+
+def test_plain_action_values_have_another_fixed_point():
+    game, beta = markov(1), 0.2
+    plain = mtpo_by_hand(game, lambda play, pi, h: play.action_values(pi, pi)[h], beta, 400)
+    assert npf.duality_gap(game.game(), plain, beta) > 1e-5
+    one_turn = Description(game.transition[-1:], game.preference, game.initial)
+    plain = mtpo_by_hand(one_turn, lambda play, pi, h: play.action_values(pi, pi)[h], beta, 400)
+    assert npf.duality_gap(one_turn.game(), plain, beta) < 1e-20
+
+
+def test_the_first_occupancy_sums_to_the_start():
+    d = npf.occupancy(markov(2).game(), np.full((3, 4, 3), 1.0 / 3.0))
+    np.testing.assert_allclose(d[0].sum(axis=-1), np.eye(4)[0], atol=1e-15)
+    assert d[0, 0].max() < 1.0
+
+
+def test_ompo_may_cycle_while_its_average_converges():
+    game = theory.named_markov_games()["best of three"]
+    mu = theory.references(game)["random"]
+    runs = {eta: npf.solve(game, npf.OMPO(eta=eta), 4000, reference=mu) for eta in (1.0, 2.2)}
+    assert runs[1.0].gap[-1] < 1e-6  # each round by itself has the limit 1/(√3·0.2887) = 2
+    assert runs[2.2].gap[-1] > 0.1
+    assert runs[2.2].average_gap[-1] < 0.02
+
+
+def test_mtpo_needs_a_bound_on_log_ratios():
+    """Either may be the larger; the constants of the paper's two versions differ by up to 16."""
+    ratios = []
+    for seed in (3, 9):
+        case = Case(markov(seed).game(), npf.MTPO(beta=0.02), steps=200)
+        q, log_ratio = markov_bounds.values(case, markov_bounds.iterates(case))
+        ratios.append(np.abs(log_ratio).max() / np.abs(q).max())
+    assert ratios[0] < 0.9
+    assert ratios[1] > 1.1
+    H, beta, log_mu_min = 3, 1.0, np.log(4.0)
+    main = 32 * H * max(4 * beta * H * log_mu_min, 1) ** 2 / beta**2
+    appendix = 32 * H * max(1 / beta**2, H**2 * log_mu_min**2)
+    assert main == pytest.approx(16 * appendix)
+
+
+def test_the_gap_with_max_and_min_exchanged_is_not_positive():
+    """`min_π' V(π', π) − max_π' V(π, π')`: every payoff of a deterministic plan, by enumeration."""
+    game = markov(5, H=1)
+    play, pi = Play.of(game, 0, 0), np.full((1, 4, 3), 1.0 / 3.0)
+    _, final = play.gain(pi)
+    wins = game.transition[0, 0] @ final  # of the player who deviates
+    loses = 1.0 - wins  # of π against it
+    assert wins.max() - loses.min() == pytest.approx(npf.duality_gap(game.game(), pi), abs=1e-14)
+    assert wins.min() - loses.max() < -0.01
+
+
+def test_a_small_step_of_mpo_moves_little():
+    game, mu = markov(6).game(), np.full((3, 4, 3), 1.0 / 3.0)
+    moved = [np.abs(npf.solve(game, npf.MPO(eta=eta), 1).policy - mu).max() for eta in (0.02, 0.01)]
+    assert moved[0] / moved[1] == pytest.approx(2.0, rel=1e-2)
+    assert moved[0] < 0.02

@@ -70,7 +70,7 @@ def test_bad_windows_are_refused(rng):
 def test_average_iterates(name, rng):
     """Upper bounds: MWU tuned to each horizon falls no more slowly than T^-1/2, OGDA than T^-1."""
     game = theory.named_games()[name]
-    mu = theory.references(game.n)["random"]
+    mu = theory.references(game)["random"]
     horizons = np.unique(np.geomspace(100, 10_000, 12).astype(int))
     D = -np.log(mu.min())
     gaps = [
@@ -91,7 +91,7 @@ def test_average_iterates(name, rng):
 def test_decreasing_steps(name, beta, burn_in, rng):
     """Measurements: T^-4 for GDA, whose fixed point is exact, T^-2 for Nash-MD, whose fixed point moves."""
     game = theory.named_games()[name]
-    mu = theory.references(game.n)["random"]
+    mu = theory.references(game)["random"]
     star = npf.equilibrium(game, beta, mu).policy
     for rule, slope in ((npf.GDA(beta=beta), -4.0), (npf.NashMD(beta=beta), -2.0)):
         trace = npf.solve(game, rule, 10_000, reference=mu, equilibrium=star)

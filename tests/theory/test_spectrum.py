@@ -92,10 +92,8 @@ def test_regularised_factor_is_measured(rule, beta, share):
 def test_gda_factor_on_larger_games(rule):
     """The largest ω governs GDA, and it lives on the responses that matter: four digits."""
     for seed in range(4):
-        game, mu = (
-            npf.zoo.random_preferences(10, np.random.default_rng(seed)),
-            theory.references(10)["random"],
-        )
+        game = npf.zoo.random_preferences(10, np.random.default_rng(seed))
+        mu = theory.references(game)["random"]
         local = theory.spectrum(game, 0.1, mu)
         eta = 0.9 * local.step_limit(lambda eta: rule(beta=0.1, eta=eta))
         kl = local_kl(game, rule(beta=0.1, eta=eta), 3000, 0.1, mu)
