@@ -19,7 +19,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	rm -rf .links && mkdir -p .links/nashpref
 	for file in nashpref/*; do ln -s ../../$$file .links/$$file; done
-	ln -s ../../theory ../../experiments ../../paper_figs .links/nashpref/
+	ln -s ../../theory ../../llm ../../experiments ../../paper_figs .links/nashpref/
 	cd .links && ../$(BIN)/mypy --config-file ../pyproject.toml -p nashpref
 
 bench: $(VENV)/bench

@@ -150,6 +150,14 @@ def _reproduce(options: argparse.Namespace) -> int:
     return 0
 
 
+def _train(options: argparse.Namespace) -> int:
+    try:
+        from nashpref.llm import command
+    except ModuleNotFoundError as error:
+        raise ValueError(f"train needs {error.name}: pip install 'nashpref[llm]'") from None
+    return command.main(options.config, options.set)
+
+
 def _zoo(options: argparse.Namespace) -> int:
     from nashpref.games import examples
 
@@ -387,6 +395,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--csv", metavar="CSV", help="save every single check")
     force(sub)
+
+    sub = command("train", _train, "train a policy or a preference model as a YAML file says")
+    sub.add_argument("config", metavar="CONFIG.yaml", help="method, model, data and options of training")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="an option, such as train.seed=1"
+    )
     return parser
 
 

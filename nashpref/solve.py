@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +15,7 @@ from numpy.typing import ArrayLike
 from nashpref.games.markov import MarkovGame
 from nashpref.games.matrix import MatrixGame
 from nashpref.interpreter import Interpreter, Iterate, NamedPolicies, State, Target, advance
+from nashpref.interrupts import delayed_interrupt
 from nashpref.markov_interpreter import MarkovInterpreter
 from nashpref.matrix_interpreter import MatrixInterpreter
 from nashpref.measure import Measurements, Record
@@ -128,7 +127,7 @@ def solve(
     threshold = -1.0 if tol is None else tol
     with (
         np.errstate(all="ignore"),
-        _delayed_interrupt() as stop,
+        delayed_interrupt() as stop,
         progress_bar(progress, steps, "step") as bar,
     ):
         if resume is None:
@@ -333,20 +332,3 @@ def _fingerprint(
     digest.update(_describe(rule).encode())
     digest.update(str(getattr(interpreter, "geometry", "")).encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _delayed_interrupt() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event, so that a run ends between two iterations and loses nothing.
-
-    Python delivers signals to the main thread only; elsewhere the event is simply never set.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)

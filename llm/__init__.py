@@ -1,0 +1,1 @@
+"""Language models: preference models, losses, training and evaluation."""

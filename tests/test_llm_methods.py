@@ -1,0 +1,188 @@
+"""`nashpref train`: every method from a file to a saved model; mistakes before anything is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nashpref.cli import main
+from nashpref.llm.command import read_method, train
+from nashpref.llm.methods import METHODS
+
+CONFIGS = Path(__file__).parents[1] / "experiments" / "configs"
+PAIRS = [
+    {"prompt": "say", "chosen": f"good {w}", "rejected": f"bad {w} thing", "p_chosen": 1.0}
+    for w in ("a", "b", "c", "d", "e", "f")
+]
+RANKINGS = [
+    {"prompt": "say", "completions": [f"good {w}", f"fair {w}", "bad"][:k], "ranking": [0, 1, 2][:k]}
+    for w, k in (("a", 3), ("b", 2), ("c", 3), ("d", 2))
+]
+OPTIONS = {
+    "dpo": "beta: 0.1",
+    "robust_dpo": "beta: 0.1\nflip_rate: 0.1",
+    "ipo": "beta: 0.5",
+    "chi_po": "beta: 0.1",
+    "c2_dpo": "beta: 0.1\npenalty: 0.01",
+    "sppo": "eta: 2.0",
+    "spin": "eta: 1.0",
+    "dno_prct": "eta: 1.0",
+}
+CONFIG = """
+method: {method}
+{options}
+model: {{tiny: {{layers: 1, width: 16, context: 32}}}}
+data: {{train: pairs.jsonl, evaluate: pairs.jsonl}}
+train: {{output: out, epochs: 4, batch_size: 3, learning_rate: 1e-2, log_every: 1, eval_every: 4}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, rows in (("pairs", PAIRS), ("rankings", RANKINGS)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def configure(method, options=None):
+    options = OPTIONS.get(method, "") if options is None else options
+    Path("c.yaml").write_text(CONFIG.format(method=method, options=options))
+    return "c.yaml"
+
+
+def logged(name, folder="out"):
+    records = map(json.loads, Path(folder, "metrics.jsonl").read_text().splitlines())
+    return [record[name] for record in records if name in record]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_its_model_is_loaded_again(folder, method):
+    out = train(read_method(configure(method)))
+    assert logged("eval/loss")[-1] < logged("loss")[0]
+    if issubclass(METHODS[method], METHODS["sft"].__mro__[1]):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        model = AutoModelForCausalLM.from_pretrained(out)
+        assert model(torch.tensor([tokenizer("say good a").input_ids])).logits.isfinite().all()
+    else:
+        model = METHODS[method].kind.from_pretrained(out)
+        assert model(["say"], ["good a"], ["bad a thing"]).item() > 0.5
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "env.json",
+        "metrics.jsonl",
+        "model",
+    ]
+    assert json.loads(Path("out/config.json").read_text())["method"] == method
+
+
+def test_rankings_as_they_are(folder):
+    settings = ["data.train=rankings.jsonl", "data.evaluate=rankings.jsonl"]
+    train(read_method(configure("bradley_terry", "k_wise: true"), settings))
+    assert logged("eval/loss")[-1] < logged("eval/loss")[0]
+
+
+def test_a_reference_computed_beforehand_or_at_every_step_is_the_same(folder):
+    train(read_method(configure("dpo")))
+    train(read_method("c.yaml", ["reference=copy", "train.output=copy"]))
+    assert logged("loss", "copy") == pytest.approx(logged("loss"), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
+@pytest.mark.parametrize("method", ["dpo", "general"])
+def test_adapters_are_trained_and_merged(folder, method):
+    pytest.importorskip("peft")
+    train(read_method(configure(method), ["model.lora={rank: 4}", "train.epochs=12"]))
+    assert logged("eval/loss")[-1] < 0.95 * logged("loss")[0]
+    from safetensors import safe_open
+
+    with safe_open("out/model/model.safetensors", "pt") as saved:
+        assert not [name for name in saved.keys() if "lora" in name]  # noqa: SIM118
+    checkpoint = sorted(Path("out/checkpoints").iterdir())[-1]
+    with safe_open(checkpoint / "model.safetensors", "pt") as saved:
+        assert not [name for name in saved.keys() if "base_layer" in name]  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "settings", "message"),
+    [
+        ("dop", "", [], "c.yaml: method = 'dop': no such method (did you mean 'dpo'?)"),
+        ("dpo", "btea: 0.1", [], "c.yaml: no option 'btea' (did you mean 'beta'?)"),
+        ("dpo", "", [], "c.yaml: option 'beta' is missing"),
+        ("dpo", "beta: -1", [], "c.yaml: beta = -1.0: it must be finite and positive"),
+        ("dpo", "beta: 0.1", ["train.epochs=x"], "c.yaml: train: epochs = 'x': an integer is expected"),
+        ("dpo", "beta: 0.1", ["train.lerning_rate=1"], "did you mean 'learning_rate'?"),
+        ("dpo", "beta: 0.1", ["seed"], "--set seed: write it as NAME=VALUE"),
+        ("dpo", "beta: 0.1", ["model.name=x"], "give one of 'name'"),
+        ("dpo", "beta: 0.1", ["data.train=none.jsonl"], "none.jsonl: No such file"),
+        ("dpo", "beta: 0.1", ["data.train=rankings.jsonl", "data.columns={prompt: x}"], "x: is missing"),
+        ("sft", "", ["data.train=rankings.jsonl"], "records[0] is a Ranking"),
+        ("general", "planes: 0", [], "planes = 0"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(folder, capsys, method, options, settings, message):
+    configure(method, options)
+    before = sorted(folder.rglob("*"))
+    code = main(["train", "c.yaml", *(word for setting in settings for word in ("--set", setting))])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert message in said
+    assert said.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_margins_and_soft_labels_that_a_method_does_not_know_are_refused(folder):
+    for column, method in (("margin", "ipo"), ("p_chosen", "spin")):
+        rows = [*PAIRS[:2], PAIRS[2] | {column: 0.7}]
+        Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(ValueError, match=f"pair 2 has .*{column}|pair 2 has a margin"):
+            train(read_method(configure(method)))
+    assert not Path("out").exists()
+
+
+def test_a_loss_that_is_not_finite_exits_1(folder, capsys):
+    configure("ipo", "beta: 1e-30")
+    assert main(["train", "c.yaml"]) == 1
+    assert "at step 1" in capsys.readouterr().err
+
+
+def test_another_configuration_does_not_take_over_the_folder(folder, capsys):
+    train(read_method(configure("dpo")))
+    assert main(["train", "c.yaml", "--set", "beta=0.2"]) == 2
+    assert "beta: 0.1 there, 0.2 now" in capsys.readouterr().err
+    assert main(["train", "c.yaml"]) == 0  # the same one is done already, and says so again
+    assert capsys.readouterr().out == "wrote out/model\n"
+
+
+def test_two_processes_give_the_losses_of_one(folder):
+    path = configure("dpo")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29611",
+    ]
+    command = [*launch, "-m", "nashpref.cli", "train", path, "--set", "train.output=two"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("two/env.json").read_text())["processes"] == 2
+    train(read_method(path))
+    for name in ("loss", "eval/loss", "grad_norm"):
+        assert logged(name, "two") == pytest.approx(logged(name), abs=1e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_[cg]pu.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_in_the_box_are_valid(path):
+    assert read_method(path).train.output == f"results/{path.stem}"
