@@ -64,7 +64,7 @@ def token_logps(model: nn.Module, tokens: Tokens, *, temperature: float = 1.0, c
     predicted = tokens.completion_mask.bool()
     # The token at flat position i is predicted from the hidden state at i − 1.
     positions = predicted.flatten().nonzero().squeeze(1)
-    states = _hidden_states(causal, tokens).flatten(0, 1).index_select(0, positions - 1)
+    states = hidden_states(causal, tokens).flatten(0, 1).index_select(0, positions - 1)
     targets = tokens.input_ids.flatten().index_select(0, positions)
     scores = score_targets(causal, states, targets, temperature, chunk)
     return scores.new_zeros(predicted.shape).masked_scatter(predicted, scores)
@@ -141,15 +141,22 @@ def reference_logps(
 @contextmanager
 def as_reference(model: nn.Module) -> Iterator[None]:
     """Within, `model` is its own reference: no gradients, no dropout, PEFT's adapters disabled."""
+    with quietly(model):
+        if _has_adapters(model):
+            with _unwrapped(model).disable_adapter():
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def quietly(model: nn.Module) -> Iterator[None]:
+    """Within, no gradients and no dropout."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
-            if _has_adapters(model):
-                with _unwrapped(model).disable_adapter():
-                    yield
-            else:
-                yield
+            yield
     finally:
         for module in training:
             module.training = True
@@ -165,7 +172,7 @@ def check_model(model: nn.Module) -> None:
     ids = torch.tensor([[0, 1 % causal.config.get_text_config().vocab_size]], device=causal.device)
     with as_reference(causal):
         expected = causal(input_ids=ids, use_cache=False).logits
-        ours = _logits(causal, causal.base_model(input_ids=ids, use_cache=False)[0])
+        ours = logits_of(causal, causal.base_model(input_ids=ids, use_cache=False)[0])
     error = (ours.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
     if not error < 1e-2:  # bfloat16 rounds to 4e-3
         raise ValueError(
@@ -202,12 +209,12 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _score(causal: Any, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
     scores: Tensor = _TargetLogProb.apply(  # type: ignore[no-untyped-call]
-        _logits(causal, states), targets, temperature
+        logits_of(causal, states), targets, temperature
     )
     return scores
 
 
-def _logits(causal: Any, states: Tensor) -> Tensor:
+def logits_of(causal: Any, states: Tensor) -> Tensor:
     """The head, and what an architecture does to its logits after it."""
     config = causal.config.get_text_config()
     logits: Tensor = causal.get_output_embeddings()(states)
@@ -220,14 +227,19 @@ def _logits(causal: Any, states: Tensor) -> Tensor:
     return logits
 
 
-def _hidden_states(causal: Any, tokens: Tokens) -> Tensor:
+def hidden_states(causal: Any, tokens: Tokens) -> Tensor:
     """`(B, T, d)` from the backbone; positions count attended tokens: padding on the left is harmless."""
     backbone = causal.base_model
     options = {"attention_mask": tokens.attention_mask, "use_cache": False}
-    if "position_ids" in inspect.signature(backbone.forward).parameters:
+    if takes_positions(causal):
         options["position_ids"] = (tokens.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     states: Tensor = backbone(input_ids=tokens.input_ids, **options)[0]
     return states
+
+
+def takes_positions(causal: Any) -> bool:
+    """Whether the backbone is told positions; others count tokens, padding included, themselves."""
+    return "position_ids" in inspect.signature(causal.base_model.forward).parameters
 
 
 def check_temperature(temperature: float) -> None:

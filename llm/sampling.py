@@ -1,0 +1,268 @@
+"""Sampling from one model, or from a geometric mixture of several, with a cache of keys and values for each.
+
+The randomness is one uniform number for every token, drawn beforehand: which response is drawn depends on
+these numbers alone, neither on the batch that it is drawn in nor on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nashpref.llm.data import Text
+from nashpref.llm.encoding import Encoded, Encoder, Tokens, collate
+from nashpref.llm.logprobs import (
+    causal_model,
+    check_temperature,
+    hidden_states,
+    logits_of,
+    quietly,
+    takes_positions,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A causal language model, and what makes its weights those of the policy that is meant.
+
+    Attributes:
+        model: of transformers, or a PEFT model around one.
+        weights: a context within which the model has this policy's weights; by default, its own.
+    """
+
+    model: nn.Module
+    weights: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The geometric mixture token by token: `log π(y_t|y_<t) = Σ_k w_k log π_k(y_t|y_<t) − log Z(y_<t)`.
+
+    Every factor `log π_k` is taken at the sampling temperature. The mixture of whole responses,
+    `Π_k π_k(y)^{w_k}/Z`, is another policy, which cannot be sampled token by token; the two are equal where
+    responses have one token. The factor that sets them apart is `Σ_t log Z(y_<t)`, see `Samples`.
+
+    Attributes:
+        networks: π_k.
+        weights: w_k, of sum 1.
+    """
+
+    networks: Sequence[Network]
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.networks) != len(self.weights) or abs(sum(self.weights) - 1.0) > 1e-9:
+            raise ValueError(f"weights = {list(self.weights)} for {len(self.networks)} networks: of sum 1")
+
+
+class Samples(NamedTuple):
+    """K completions of each of B prompts.
+
+    Attributes:
+        texts: B lists of K.
+        tokens: B·K rows, prompt after prompt, each prompt and completion; the end-of-sequence token is one of
+            the completion's where it was drawn.
+        logps: `(B·K,)` float32: log-probability of each completion in the policy that it was drawn from, at
+            the sampling temperature and among the tokens that `top_k` leaves.
+        log_z: `(B·K,)` float32: `Σ_t log Z(y_<t)` of a mixture, which is at most 0; 0 for a single network.
+            `exp(log_z)` is proportional to the ratio of the mixture of whole responses to the one that was
+            sampled: an importance weight.
+    """
+
+    texts: list[list[str]]
+    tokens: Tokens
+    logps: Tensor
+    log_z: Tensor
+
+
+def sample(
+    policy: nn.Module | Mixture,
+    encoder: Encoder,
+    prompts: Sequence[Text],
+    count: int,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
+) -> Samples:
+    """`count` completions of every prompt; each prompt is read once, whatever `count` is.
+
+    Args:
+        policy: a causal language model, or a mixture of several.
+        encoder: prompts to tokens; leaves room for the completion within its `max_length`.
+        prompts: texts or chats.
+        count: K ≥ 1.
+        max_new_tokens: longest completion; one that reaches it has no end-of-sequence token.
+        temperature: of the logits, > 0. The most likely token always: `top_k=1`.
+        top_k: how many tokens, the most likely ones, are drawn from; None: all.
+        generator: of the numbers that decide, on the CPU.
+        uniforms: these numbers themselves, `(B·K, max_new_tokens)` in [0, 1), instead.
+
+    Returns:
+        `Samples`, on the model's device.
+
+    Raises:
+        ValueError: no prompts, numbers out of range, or neither or both of `generator` and `uniforms`.
+    """
+    check_temperature(temperature)
+    if not prompts or count < 1 or max_new_tokens < 1 or (top_k is not None and top_k < 1):
+        raise ValueError(
+            f"{len(prompts)} prompts, count = {count}, max_new_tokens = {max_new_tokens}, top_k = {top_k}: "
+            "at least 1 of each is needed"
+        )
+    if (generator is None) == (uniforms is None):
+        raise ValueError("give generator or uniforms: the randomness, one of the two")
+    shape = (len(prompts) * count, max_new_tokens)
+    if uniforms is None:
+        uniforms = torch.rand(shape, generator=generator)
+    elif uniforms.shape != shape:
+        raise ValueError(f"uniforms: {tuple(uniforms.shape)} where {shape} is needed")
+    networks, weights = _factors(policy)
+    encoded = [encoder.encode_prompt(prompt, room=max_new_tokens) for prompt in prompts]
+    device = causal_model(networks[0].model).device
+    uniforms = uniforms.to(device)
+    decoders = [_Decoder(network, encoded, count, encoder.pad_id, device) for network in networks]
+
+    rows = shape[0]
+    drawn = torch.full(shape, encoder.pad_id, device=device)
+    logps, log_z = torch.zeros(2, rows, device=device)
+    open_rows = torch.ones(rows, dtype=torch.bool, device=device)
+    lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+    for t in range(max_new_tokens):
+        log_p, z = _mix([decoder.logits() for decoder in decoders], weights, temperature, top_k)
+        token = _invert(log_p, uniforms[:, t]).masked_fill(~open_rows, encoder.pad_id)
+        chosen = log_p.gather(1, token[:, None]).squeeze(1)
+        logps += torch.where(open_rows, chosen, 0.0)
+        log_z += torch.where(open_rows, z, 0.0)
+        drawn[:, t] = token
+        lengths += open_rows
+        open_rows = open_rows & (token != encoder.end_id)
+        if t + 1 == max_new_tokens or not open_rows.any():
+            break
+        for decoder in decoders:
+            decoder.append(token)
+    return _samples(encoder, encoded, count, drawn.cpu(), lengths.cpu(), logps, log_z)
+
+
+def mixture_logps(
+    policy: nn.Module | Mixture, tokens: Tokens, *, temperature: float = 1.0, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `sample` reports as `logps` and `log_z` of these completions, read in one pass; no gradients.
+
+    Holds the logits of all completion tokens at once: for checks and small batches.
+
+    Returns:
+        Two tensors `(B,)`, float32; `−inf` for a completion that `top_k` excludes.
+    """
+    networks, weights = _factors(policy)
+    predicted = tokens.completion_mask.bool()
+    positions = predicted.flatten().nonzero().squeeze(1)
+    logits = []
+    for network in networks:
+        with network.weights(), quietly(network.model):
+            causal = causal_model(network.model)
+            states = hidden_states(causal, tokens).flatten(0, 1).index_select(0, positions - 1)
+            logits.append(logits_of(causal, states))
+    log_p, z = _mix(logits, weights, temperature, top_k)
+    targets = tokens.input_ids.flatten().index_select(0, positions)
+    values = torch.stack([log_p.gather(1, targets[:, None]).squeeze(1), z])
+    rows = predicted.new_zeros((2, *predicted.shape), dtype=torch.float32)
+    rows[:, predicted] = values
+    logps, log_z = rows.sum(dim=2)
+    return logps, log_z
+
+
+class _Decoder:
+    """One network in the middle of B·K completions: its cache, and the state that predicts the next token."""
+
+    def __init__(
+        self, network: Network, prompts: Sequence[Encoded], count: int, pad_id: int, device: torch.device
+    ) -> None:
+        self.network, self.causal = network, causal_model(network.model)
+        right = collate(prompts, pad_id)
+        lengths = right.attention_mask.sum(dim=1, keepdim=True)
+        width = right.input_ids.shape[1]
+        # Padding goes to the left, so that all prompts end in the same column.
+        source = torch.arange(width) - (width - lengths)
+        mask = (source >= 0).long()
+        ids = right.input_ids.gather(1, source.clamp(min=0)).masked_fill(mask == 0, pad_id)
+        self.mask = mask.to(device)
+        output = self._read(ids.to(device), None)
+        self.cache = output.past_key_values
+        if count > 1:
+            self.cache.batch_repeat_interleave(count)
+        self.mask = self.mask.repeat_interleave(count, dim=0)
+        self.states = output[0][:, -1].repeat_interleave(count, dim=0)
+
+    def logits(self) -> Tensor:
+        """Of the next token, `(B·K, V)`."""
+        with self.network.weights(), quietly(self.network.model):
+            return logits_of(self.causal, self.states)
+
+    def append(self, token: Tensor) -> None:
+        """Read one token more in every row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
+        self.states = self._read(token[:, None], self.cache)[0][:, -1]
+
+    def _read(self, ids: Tensor, cache: Any) -> Any:
+        options: dict[str, Any] = {"attention_mask": self.mask, "past_key_values": cache, "use_cache": True}
+        if takes_positions(self.causal):
+            positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+            options["position_ids"] = positions[:, -ids.shape[1] :]
+        with self.network.weights(), quietly(self.network.model):
+            return self.causal.base_model(input_ids=ids, **options)
+
+
+def _factors(policy: nn.Module | Mixture) -> tuple[list[Network], list[float]]:
+    if isinstance(policy, Mixture):
+        return list(policy.networks), list(policy.weights)
+    return [Network(policy)], [1.0]
+
+
+def _mix(
+    logits: Sequence[Tensor], weights: Sequence[float], temperature: float, top_k: int | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `(N, V)` of the next token, and the mixture's `log Z`, `(N,)`; float32."""
+    factors = [torch.log_softmax(each.float() / temperature, dim=-1) for each in logits]
+    mixed = sum(weight * factor for weight, factor in zip(weights, factors, strict=True))
+    assert isinstance(mixed, Tensor)
+    z = torch.logsumexp(mixed, dim=-1) if len(factors) > 1 else mixed.new_zeros(len(mixed))
+    if top_k is not None and top_k < mixed.shape[-1]:
+        kept = mixed.topk(top_k, dim=-1).indices
+        mixed = torch.full_like(mixed, -torch.inf).scatter(1, kept, mixed.gather(1, kept))
+    return torch.log_softmax(mixed, dim=-1), z
+
+
+def _invert(log_p: Tensor, uniforms: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes the uniform number; `(N,)`."""
+    cumulative = log_p.double().exp().cumsum(dim=-1)
+    wanted = uniforms.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=log_p.shape[-1] - 1)
+
+
+def _samples(
+    encoder: Encoder,
+    prompts: Sequence[Encoded],
+    count: int,
+    drawn: Tensor,
+    lengths: Tensor,
+    logps: Tensor,
+    log_z: Tensor,
+) -> Samples:
+    rows, texts = [], []
+    for b, prompt in enumerate(prompts):
+        completions = []
+        for row in range(b * count, (b + 1) * count):
+            ids = drawn[row, : lengths[row]].tolist()
+            rows.append(Encoded([*prompt.ids, *ids], prompt.start, dropped=prompt.dropped))
+            text = ids[:-1] if ids[-1] == encoder.end_id else ids
+            completions.append(encoder.tokenizer.decode(text, skip_special_tokens=True))
+        texts.append(completions)
+    return Samples(texts, collate(rows, encoder.pad_id).to(logps.device), logps, log_z)
