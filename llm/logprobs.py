@@ -12,7 +12,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ class Reference(nn.Module):
         super().__init__()
         check_model(model)
         self._score = score
-        self._shared = (model,) if _has_adapters(model) else None  # in a tuple: no submodule of this one
+        self._shared = (model,) if has_adapters(model) else None  # in a tuple: no submodule of this one
         self.frozen = None if self._shared else copy.deepcopy(model).requires_grad_(False)
 
     def forward(self, tokens: Tokens, temperature: float = 1.0) -> Tensor:
@@ -141,12 +141,15 @@ def reference_logps(
 @contextmanager
 def as_reference(model: nn.Module) -> Iterator[None]:
     """Within, `model` is its own reference: no gradients, no dropout, PEFT's adapters disabled."""
-    with quietly(model):
-        if _has_adapters(model):
-            with _unwrapped(model).disable_adapter():
-                yield
-        else:
-            yield
+    with quietly(model), adapters_disabled(model):
+        yield
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Within, a PEFT model is its base; any other model is what it is."""
+    with _unwrapped(model).disable_adapter() if has_adapters(model) else nullcontext():
+        yield
 
 
 @contextmanager
@@ -268,7 +271,7 @@ def check_completions(tokens: Tokens) -> None:
 def causal_model(model: nn.Module) -> Any:
     """The causal language model inside the wrappers, with its backbone and head."""
     causal = _unwrapped(model)
-    if _has_adapters(causal):
+    if has_adapters(causal):
         if causal.active_peft_config.is_prompt_learning:
             raise ValueError("PEFT's prompt tuning is not supported: use LoRA or another adapter of weights")
         causal = causal.get_base_model()
@@ -291,6 +294,7 @@ def _unwrapped(model: nn.Module) -> Any:
     return model.module
 
 
-def _has_adapters(model: nn.Module) -> bool:
+def has_adapters(model: nn.Module) -> bool:
+    """Whether it is a PEFT model."""
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return hasattr(inner, "disable_adapter")

@@ -1,0 +1,266 @@
+"""The third interpreter of mirror steps: named policies are networks, and a step is fitted from samples.
+
+The step `log π ← Σ_k w_k log π_k + Σ_j g_j q_j − log Z` becomes a regression: on K responses to one prompt,
+
+    e_i = log π(y_i) − Σ_k w_k log π_k(y_i) − Σ_j g_j q̂_j(y_i),      loss = K⁻¹ Σ_i (e_i − ē)²,
+
+whose minimum, over all policies and in expectation, is the step itself. A step without payoffs is no training
+at all: a copy, or a mixture to be sampled from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nashpref.llm.losses.selfplay import group_regression
+from nashpref.llm.policies import Blend, Policy, Store, Weights, mixed
+from nashpref.mirror import MirrorStep, UpdateRule
+
+Estimator = Literal["regression", "on_policy", "policy_gradient"]
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """K responses to each of B prompts.
+
+    Attributes:
+        prompts: the examples that they answer.
+        responses: whatever the space knows them by.
+        weights: `(B, K)`, of sum 1 in each row: a mean over the policy that is meant is this weighted mean.
+        logps: `(B, K)` where drawing has told `log π(y)` of the policy drawn from.
+    """
+
+    prompts: Sequence[Any]
+    responses: Any
+    weights: Tensor
+    logps: Tensor | None = None
+
+
+class Space(Protocol):
+    """Where policies live: how they draw, what they say of responses, and which of two responses wins."""
+
+    @property
+    def store(self) -> Store:
+        """Of the network that is trained."""
+        ...
+
+    def draw(self, policy: Policy | None, prompts: Sequence[Any], step: int, stream: int) -> Draws:
+        """Responses of a policy, of the network as it is now for None; `step` and `stream` are the randomness."""
+        ...
+
+    def logps(self, policy: Weights | None, draws: Draws) -> Tensor:
+        """`log π(y)`, `(B, K)`; with gradients, of the network as it is now, for None."""
+        ...
+
+    def win_rates(self, draws: Draws, opponent: Draws) -> Tensor:
+        """`Pr(y_i ≻ y'_k | x)`, `(B, K, K')`."""
+        ...
+
+
+class MirrorObjective(nn.Module):
+    """What `fit` minimises so that a network runs an update rule.
+
+    Each mirror step with payoffs is fitted with `updates` optimizer steps, on new responses in each. In
+    between, networks are kept under the names that the rule gives them.
+
+    Estimators of a step:
+
+    * "regression": responses of `sampler`, payoffs against responses of the opponents drawn beside them.
+      Right for every rule; any sampler that leaves nothing out will do.
+    * "on_policy": responses are the opponent's own, which play against each other. The K×K matrix with its
+      diagonal of 1/2 makes the regression unbiased; K = 2 is INPO's binary form. Half the responses, and only
+      for steps with one opponent.
+    * "policy_gradient": `∇ Σ_j g_j E[q_j(y)] − Σ_k w_k KL(π‖π_k)` at the network as it is now, of whole
+      responses, from its own responses with their mean left out as baseline. One optimizer step is no mirror
+      step; what stays is the fixed point. Nash-MD-PG is this with `nashpref.NashMD`.
+
+    Args:
+        space: see `Space`.
+        rule: any rule of `nashpref`.
+        updates: optimizer steps for each mirror step with payoffs.
+        estimator: see above.
+        sampler: the policy whose responses "regression" is fitted on.
+
+    Raises:
+        ValueError: a rule whose steps the estimator is not right for, with the reason.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        rule: UpdateRule,
+        *,
+        updates: int = 1,
+        estimator: Estimator = "regression",
+        sampler: str = "current",
+    ) -> None:
+        super().__init__()
+        if updates < 1:
+            raise ValueError(f"updates = {updates}: at least one optimizer step is needed for a mirror step")
+        self.space, self.rule, self.updates = space, rule, updates
+        self.estimator, self.sampler = estimator, sampler
+        self.network = space.store.model  # a submodule, so that its parameters are found
+        self.start = space.store.take()
+        self.policies: dict[str, Policy] = {"reference": space.store.base(), "current": self.start}
+        self.round = self.place = self.count = self.taken = 0
+        self._next_fit()
+
+    @property
+    def step(self) -> MirrorStep:
+        """The mirror step that is being fitted."""
+        return self.rule.steps(self.round)[self.place]
+
+    def policy(self, name: str) -> Policy:
+        """By its name; one not yet written is where training started."""
+        return self.policies.get(name, self.start)
+
+    def forward(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
+        """`loss` for each prompt; `displacement`, what the loss would be had the step not been begun."""
+        step, space = self.step, self.space
+        if self.estimator == "policy_gradient":
+            return self._policy_gradient(prompts)
+        on_policy = self.estimator == "on_policy"
+        sampler = next(iter(step.payoffs)) if on_policy else self.sampler
+        with torch.no_grad():
+            draws = space.draw(self.policy(sampler), prompts, self.taken, 0)
+            known = self._scores(draws, self.policy(sampler))
+            anchors = {name: known(self.policy(name)) for name in step.anchors}
+            payoffs = self._payoffs(draws, prompts, {sampler: draws} if on_policy else {})
+            displacement = group_regression(known(self._start_of(step)), step, anchors, payoffs)
+        logps = space.logps(None, draws)
+        return {"loss": group_regression(logps, step, anchors, payoffs), "displacement": displacement}
+
+    def advance(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """After an optimizer step: once there were `updates`, the policy is written and the next one begun."""
+        self.taken += 1
+        self.count += 1
+        if self.count < self.updates:
+            return {}
+        report = {"round": float(self.round)}
+        if metrics.get("displacement", 0.0) > 0.0:
+            report["residual"] = metrics["loss"] / metrics["displacement"]
+        self.policies[self.step.to] = self.space.store.take()
+        self.count, self.place = 0, self.place + 1
+        self._next_fit()
+        return report
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that is not in the network, as tensors and JSON."""
+        unique: dict[Weights, int] = {self.start: 0}
+
+        def describe(policy: Policy) -> Any:
+            parts = policy.parts if isinstance(policy, Blend) else ((policy, 1.0),)
+            return [[unique.setdefault(part, len(unique)), weight] for part, weight in parts]
+
+        names = {name: describe(policy) for name, policy in self.policies.items()}
+        tensors = {
+            f"{index}.{i}": tensor
+            for weights, index in unique.items()
+            for i, tensor in enumerate(weights.tensors or ())
+        }
+        counters = {"round": self.round, "place": self.place, "count": self.count, "taken": self.taken}
+        return tensors, {"counters": counters, "policies": names, "kept": len(unique)}
+
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        device = next(self.network.parameters()).device
+        unique = []
+        for index in range(state["kept"]):
+            found = [key for key in tensors if key.startswith(f"{index}.")]
+            loaded = tuple(tensors[f"{index}.{i}"] for i in range(len(found)))
+            if not self.space.store.offload:
+                loaded = tuple(tensor.to(device) for tensor in loaded)
+            unique.append(Weights(loaded or None))
+        self.start = unique[0]
+        self.policies = {
+            name: unique[parts[0][0]]
+            if len(parts) == 1
+            else Blend(tuple((unique[index], weight) for index, weight in parts))
+            for name, parts in state["policies"].items()
+        }
+        self.round, self.place, self.count, self.taken = (
+            state["counters"][name] for name in ("round", "place", "count", "taken")
+        )
+
+    def _next_fit(self) -> None:
+        """Do all that needs no training, up to the next step that does, and put its start into the network."""
+        while True:
+            steps = self.rule.steps(self.round)
+            while self.place < len(steps) and not steps[self.place].payoffs:
+                step = steps[self.place]
+                self.policies[step.to] = mixed(step, {name: self.policy(name) for name in step.anchors})
+                self.place += 1
+            if self.place < len(steps):
+                break
+            self.round, self.place = self.round + 1, 0
+        self._check()
+        self.space.store.load(self._start_of(self.step))
+
+    def _check(self) -> None:
+        step = self.step
+        if self.estimator == "on_policy" and len(step.payoffs) != 1:
+            raise ValueError(
+                f"estimator = 'on_policy': {type(self.rule).__name__} plays {len(step.payoffs)} opponents in one "
+                f"step ({', '.join(step.payoffs)}), and responses can be drawn from one of them only: use "
+                "'regression'"
+            )
+
+    def _start_of(self, step: MirrorStep) -> Weights:
+        """Where fitting begins: at the anchor that weighs most, unless it is a base without adapters."""
+        flat: dict[Weights, float] = {}
+        for name, weight in step.anchors.items():
+            policy = self.policy(name)
+            for part, share in policy.parts if isinstance(policy, Blend) else ((policy, 1.0),):
+                flat[part] = flat.get(part, 0.0) + share * float(weight)
+        trained = [part for part in flat if part.tensors is not None] or [self.start]
+        return max(trained, key=lambda part: (flat.get(part, 0.0), part is self.policies["current"]))
+
+    def _scores(self, draws: Draws, drawn_from: Policy | None) -> Any:
+        """`policy → log π(y)`, `(B, K)`, each network asked once; of a mixture up to a constant."""
+        kept: dict[Policy, Tensor] = {}
+        if draws.logps is not None and isinstance(drawn_from, Weights):
+            kept[drawn_from] = draws.logps
+
+        def score(policy: Policy) -> Tensor:
+            if isinstance(policy, Blend):
+                return torch.stack([weight * score(part) for part, weight in policy.parts]).sum(dim=0)
+            if policy not in kept:
+                kept[policy] = self.space.logps(policy, draws)
+            return kept[policy]
+
+        return score
+
+    def _payoffs(
+        self, draws: Draws, prompts: Sequence[Any], known: Mapping[str, Draws]
+    ) -> dict[str, Tensor]:
+        """`q̂_j(y_i)`, `(B, K)`, for each opponent of the step; equal opponents are drawn once."""
+        payoffs: dict[Policy, Tensor] = {}
+        for stream, name in enumerate(self.step.payoffs, 1):
+            policy = self.policy(name)
+            if policy not in payoffs:
+                other = known.get(name) or self.space.draw(policy, prompts, self.taken, stream)
+                rates = self.space.win_rates(draws, other)
+                payoffs[policy] = torch.einsum("bik,bk->bi", rates, other.weights.to(rates)) - 0.5
+        return {name: payoffs[self.policy(name)].to(draws.weights) for name in self.step.payoffs}
+
+    def _policy_gradient(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
+        """The score-function gradient, whole responses, baseline the mean of the others."""
+        step, space = self.step, self.space
+        draws = space.draw(None, prompts, self.taken, 0)
+        logps = space.logps(None, draws)
+        with torch.no_grad():
+            known = self._scores(draws, None)
+            payoffs = self._payoffs(draws, prompts, {})
+            gain = torch.stack([float(g) * payoffs[name] for name, g in step.payoffs.items()]).sum(dim=0)
+            for name, weight in step.anchors.items():
+                gain = gain - float(weight) * (logps - known(self.policy(name)))
+            K = gain.shape[1]
+            if K < 2:
+                raise ValueError("samples = 1: the policy gradient's baseline needs at least 2")
+            advantage = (gain - gain.mean(dim=1, keepdim=True)) * (K / (K - 1))
+        return {"loss": -(advantage * logps).mean(dim=1), "gain": gain.mean(dim=1)}
