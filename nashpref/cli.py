@@ -158,6 +158,27 @@ def _train(options: argparse.Namespace) -> int:
     return command.main(options.config, options.set)
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    outputs = _writable(options, "json", "figure")
+    try:
+        from nashpref.llm import evaluate_command
+        from nashpref.llm.evaluation_report import Settings
+    except ModuleNotFoundError as error:
+        raise ValueError(f"evaluate needs {error.name}: pip install 'nashpref[llm]'") from None
+    columns = {}
+    for item in options.column:
+        key, equals, name = item.partition("=")
+        if not equals:
+            raise ValueError(f"--column {item}: write it as FIELD=COLUMN, such as chosen=best")
+        columns[key] = name
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "columns"]
+    given = {name: getattr(options, name) for name in names}
+    code = evaluate_command.main(Settings(**given, columns=columns or None), options.json, options.figure)
+    for path in outputs:
+        print(f"wrote {path}")
+    return code
+
+
 def _zoo(options: argparse.Namespace) -> int:
     from nashpref.games import examples
 
@@ -401,6 +422,30 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="an option, such as train.seed=1"
     )
+
+    sub = command("evaluate", _evaluate, "measure a saved preference model or policy on data")
+    sub.add_argument("model", metavar="FOLDER", help="a saved preference model or causal language model")
+    sub.add_argument("--data", required=True, metavar="FILE", help="records: JSONL, JSON, CSV or Parquet")
+    sub.add_argument(
+        "--column", action="append", default=[], metavar="FIELD=COLUMN", help="where columns have other names"
+    )
+    sub.add_argument("--skip-bad", action="store_true", help="leave bad rows out, and count them")
+    sub.add_argument("--bins", type=int, default=10, help="of the calibration (default: 10)")
+    sub.add_argument("--batch-size", type=int, default=16, help="sequences at once (default: 16)")
+    sub.add_argument("--seed", type=int, default=0, help="of samples and intervals (default: 0)")
+    policy = sub.add_argument_group("if it is a policy")
+    policy.add_argument("--reference", metavar="FOLDER", help="policy from which the KL is wanted")
+    policy.add_argument("--against", metavar="FOLDER", help="policy to play against")
+    policy.add_argument("--preference", metavar="FOLDER", help="preference model that decides who wins")
+    policy.add_argument("--samples", type=int, default=4, help="for each prompt and policy (default: 4)")
+    policy.add_argument("--prompts", type=int, help="sample for so many, drawn at random (default: all)")
+    policy.add_argument(
+        "--max-new-tokens", type=int, default=128, help="longest completion sampled (default: 128)"
+    )
+    policy.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
+    sub.add_argument("--json", metavar="FILE", help="save everything as JSON")
+    sub.add_argument("--figure", metavar="PNG", help="draw the calibration of a preference model")
+    force(sub)
     return parser
 
 
