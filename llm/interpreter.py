@@ -50,7 +50,7 @@ class Space(Protocol):
         ...
 
     def draw(self, policy: Policy | None, prompts: Sequence[Any], step: int, stream: int) -> Draws:
-        """Responses of a policy, of the network as it is now for None; `step` and `stream` are the randomness."""
+        """Responses of a policy, or of the network as it is now; `step` and `stream` are the randomness."""
         ...
 
     def logps(self, policy: Weights | None, draws: Draws) -> Tensor:
@@ -108,6 +108,7 @@ class MirrorObjective(nn.Module):
         self.start = space.store.take()
         self.policies: dict[str, Policy] = {"reference": space.store.base(), "current": self.start}
         self.round = self.place = self.count = self.taken = 0
+        self.report: dict[str, float] = {}
         self._next_fit()
 
     @property
@@ -136,18 +137,22 @@ class MirrorObjective(nn.Module):
         return {"loss": group_regression(logps, step, anchors, payoffs), "displacement": displacement}
 
     def advance(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """After an optimizer step: once there were `updates`, the policy is written and the next one begun."""
+        """After each `updates` optimizer steps the policy is written, and the next fit begun.
+
+        Returns the number of rounds that are over and, of the latest fit, `residual`: what it has left of
+        the distance that the policy had to go, as a ratio of losses on its last batch.
+        """
         self.taken += 1
         self.count += 1
         if self.count < self.updates:
-            return {}
-        report = {"round": float(self.round)}
+            return self.report
         if metrics.get("displacement", 0.0) > 0.0:
-            report["residual"] = metrics["loss"] / metrics["displacement"]
+            self.report["residual"] = metrics["loss"] / metrics["displacement"]
         self.policies[self.step.to] = self.space.store.take()
         self.count, self.place = 0, self.place + 1
         self._next_fit()
-        return report
+        self.report["round"] = float(self.round)
+        return self.report
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that is not in the network, as tensors and JSON."""
@@ -164,7 +169,12 @@ class MirrorObjective(nn.Module):
             for i, tensor in enumerate(weights.tensors or ())
         }
         counters = {"round": self.round, "place": self.place, "count": self.count, "taken": self.taken}
-        return tensors, {"counters": counters, "policies": names, "kept": len(unique)}
+        return tensors, {
+            "counters": counters,
+            "report": self.report,
+            "policies": names,
+            "kept": len(unique),
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on from there."""
@@ -176,7 +186,7 @@ class MirrorObjective(nn.Module):
             if not self.space.store.offload:
                 loaded = tuple(tensor.to(device) for tensor in loaded)
             unique.append(Weights(loaded or None))
-        self.start = unique[0]
+        self.start, self.report = unique[0], dict(state["report"])
         self.policies = {
             name: unique[parts[0][0]]
             if len(parts) == 1
@@ -188,7 +198,7 @@ class MirrorObjective(nn.Module):
         )
 
     def _next_fit(self) -> None:
-        """Do all that needs no training, up to the next step that does, and put its start into the network."""
+        """Do all that needs no training up to the next step that does, whose start becomes the network."""
         while True:
             steps = self.rule.steps(self.round)
             while self.place < len(steps) and not steps[self.place].payoffs:
@@ -205,9 +215,9 @@ class MirrorObjective(nn.Module):
         step = self.step
         if self.estimator == "on_policy" and len(step.payoffs) != 1:
             raise ValueError(
-                f"estimator = 'on_policy': {type(self.rule).__name__} plays {len(step.payoffs)} opponents in one "
-                f"step ({', '.join(step.payoffs)}), and responses can be drawn from one of them only: use "
-                "'regression'"
+                f"estimator = 'on_policy': {type(self.rule).__name__} plays {len(step.payoffs)} opponents in "
+                f"one step ({', '.join(step.payoffs)}), and responses can be drawn from one of them only: "
+                "use 'regression'"
             )
 
     def _start_of(self, step: MirrorStep) -> Weights:
@@ -235,9 +245,7 @@ class MirrorObjective(nn.Module):
 
         return score
 
-    def _payoffs(
-        self, draws: Draws, prompts: Sequence[Any], known: Mapping[str, Draws]
-    ) -> dict[str, Tensor]:
+    def _payoffs(self, draws: Draws, prompts: Sequence[Any], known: Mapping[str, Draws]) -> dict[str, Tensor]:
         """`q̂_j(y_i)`, `(B, K)`, for each opponent of the step; equal opponents are drawn once."""
         payoffs: dict[Policy, Tensor] = {}
         for stream, name in enumerate(self.step.payoffs, 1):

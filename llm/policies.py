@@ -114,12 +114,10 @@ def average(parts: Mapping[Weights, float]) -> Weights:
         if part.tensors is None:
             raise ValueError("weights cannot be averaged with the base of a PEFT model, which has none")
         tensors.append(part.tensors)
-    shares = list(parts.values())
-    return Weights(
-        tuple(
-            torch.stack([share * t.to(torch.promote_types(t.dtype, torch.float32)) for share, t in zip(shares, each, strict=True)])
-            .sum(dim=0)
-            .to(each[0].dtype)
-            for each in zip(*tensors, strict=True)
-        )
-    )
+
+    def mean(each: Sequence[Tensor]) -> Tensor:
+        wide = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in each]
+        total = torch.stack([share * t for share, t in zip(parts.values(), wide, strict=True)]).sum(dim=0)
+        return total.to(each[0].dtype)
+
+    return Weights(tuple(mean(each) for each in zip(*tensors, strict=True)))

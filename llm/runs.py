@@ -16,7 +16,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,23 @@ class Batches(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+@runtime_checkable
+class Progressing(Protocol):
+    """An objective that changes as training goes on, beside its parameters and buffers."""
+
+    def advance(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """After each optimizer step, with what was measured in it; returns what else is to be logged."""
+        ...
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors, and JSON."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Go on from there."""
         ...
 
@@ -128,6 +145,10 @@ class Run:
         self.step += 1
         return {"grad_norm": grad_norm, "learning_rate": learning_rate}
 
+    def advance(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Tell an objective that changes as training goes on that a step was taken."""
+        return self.objective.advance(metrics) if isinstance(self.objective, Progressing) else {}
+
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.step == self.steps or (every > 0 and self.step % every == 0)
@@ -155,7 +176,11 @@ class Run:
             for rank, (states, _) in enumerate(generators):
                 tensors[f"generators-{rank}"] = states
             scaler = self.accelerator.scaler
+            progress: dict[str, Any] = {}
+            if isinstance(self.objective, Progressing):
+                tensors["objective"], progress = self.objective.state()
             state = {
+                "objective": progress,
                 "options": self.options,
                 "steps": self.steps,
                 "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
@@ -183,7 +208,7 @@ class Run:
             print(f"nashpref: {complaint}; {instead}", file=sys.stderr)
         if found is None:
             if self.accelerator.is_main_process:
-                _write_run_files(self.accelerator, self.config, self.options)
+                write_run_files(self.accelerator, self.config, self.options)
             return 0
         _same_run(Path(self.config.output), found.state["options"], self.options)
         _same_run(Path(self.config.output), {"steps": found.state["steps"]}, {"steps": self.steps})
@@ -191,6 +216,8 @@ class Run:
         self.scheduler.load_state_dict(self.scheduler.state_dict() | found.state["scheduler"])
         self._load_optimizer(found.tensors["optimizer"])
         self.batches.load_state_dict(found.state["batches"])
+        if isinstance(self.objective, Progressing):
+            self.objective.load_state(found.tensors["objective"], found.state["objective"])
         rank, pythons = self.accelerator.process_index, found.state["generators"]
         if rank < len(pythons):  # more processes than before: the new ones draw from the seed
             _set_generators(found.tensors[f"generators-{rank}"], pythons[rank])
@@ -245,7 +272,7 @@ class Log:
         # What a killed run logged after its last checkpoint, perhaps half a line, happens again.
         self.records = [record for record in _read_lines(path) if record["step"] <= step]
         if accelerator.is_main_process:
-            _write(path, "".join(json.dumps(record) + "\n" for record in self.records))
+            write_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
         if accelerator.log_with:
             accelerator.init_trackers("nashpref")
 
@@ -317,7 +344,7 @@ def _flat(options: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, value in options.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
 
 
-def _write_run_files(accelerator: Accelerator, config: TrainConfig, options: Mapping[str, Any]) -> None:
+def write_run_files(accelerator: Accelerator, config: TrainConfig, options: Mapping[str, Any]) -> None:
     """`config.json` and `env.json` next to the results."""
     packages = ("nashpref", "torch", "transformers", "accelerate", "safetensors", "datasets", "peft")
     environment = {
@@ -329,10 +356,10 @@ def _write_run_files(accelerator: Accelerator, config: TrainConfig, options: Map
         "seed": config.seed,
     }
     for name, content in ((ENVIRONMENT, environment), (CONFIG, options)):
-        _write(Path(config.output) / name, json.dumps(content, indent=1) + "\n")
+        write_text(Path(config.output) / name, json.dumps(content, indent=1) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file in one piece: whoever reads it, or finds it after a crash, sees the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")

@@ -64,7 +64,8 @@ class Samples(NamedTuple):
     """K completions of each of B prompts.
 
     Attributes:
-        texts: B lists of K.
+        texts: B lists of K, without the end-of-sequence token; other special tokens are left in, since a
+            policy that says them has said something else.
         tokens: B·K rows, prompt after prompt, each prompt and completion; the end-of-sequence token is one of
             the completion's where it was drawn.
         logps: `(B·K,)` float32: log-probability of each completion in the policy that it was drawn from, at
@@ -263,6 +264,6 @@ def _samples(
             ids = drawn[row, : lengths[row]].tolist()
             rows.append(Encoded([*prompt.ids, *ids], prompt.start, dropped=prompt.dropped))
             text = ids[:-1] if ids[-1] == encoder.end_id else ids
-            completions.append(encoder.tokenizer.decode(text, skip_special_tokens=True))
+            completions.append(encoder.tokenizer.decode(text))
         texts.append(completions)
     return Samples(texts, collate(rows, encoder.pad_id).to(logps.device), logps, log_z)

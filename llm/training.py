@@ -153,6 +153,7 @@ def fit(
                     f"loss = {metrics['loss']} at step {run.step + 1}, examples {_some(share)}"
                 )
             metrics |= run.update()
+            metrics |= run.advance(metrics)
             if run.due(config.log_every):
                 log.write(run.step, metrics | {"seconds": time.perf_counter() - began})
             if evaluate is not None and run.due(config.eval_every):

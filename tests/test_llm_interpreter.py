@@ -1,5 +1,8 @@
 """Lift conformance: the interpreter for language models, on a table with exact payoffs, is the exact one."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +73,110 @@ def test_on_any_game(seed, name):
     game, mu = game_and_reference(seed, B=2, n=4)
     trace = npf.solve(game, RULES[name], 10, reference=mu, keep_policies=True)
     iterates = []
-    fit_exactly(
-        MirrorObjective(TabularSpace(TabularPolicy(mu), game), RULES[name]), 10, iterates.append
-    )
+    fit_exactly(MirrorObjective(TabularSpace(TabularPolicy(mu), game), RULES[name]), 10, iterates.append)
     np.testing.assert_allclose(iterates, trace.policies[1:], rtol=0, atol=1e-12)
+
+
+# --- sampled responses ---
+
+
+class Recorded(TabularSpace):
+    """Keeps what the regression is fitted on."""
+
+    fitted_on = None
+
+    def draw(self, policy, prompts, step, stream):
+        draws = super().draw(policy, prompts, step, stream)
+        if stream == 0:
+            self.fitted_on = draws.responses
+        return draws
+
+
+def fitted(objective, batches):
+    """The policy that minimises the regression over so many batches of draws: Newton's one step."""
+    policy, K = objective.space.policy, objective.space.count
+    B, n = policy.logits.shape
+    gradient, hessian = torch.zeros(B, n, dtype=torch.float64), torch.zeros(B, n, n, dtype=torch.float64)
+    for k in range(batches):
+        objective.taken = k  # the randomness of a draw
+        losses = objective(range(B))["loss"]
+        gradient += torch.autograd.grad(losses.sum(), policy.logits)[0]
+        counts = torch.nn.functional.one_hot(objective.space.fitted_on, n).sum(dim=1).double()
+        hessian += 2 / K * (torch.diag_embed(counts) - counts[:, :, None] * counts[:, None] / K)
+    step = torch.linalg.lstsq(hessian, gradient[:, :, None]).solution[:, :, 0]
+    return torch.softmax(policy.logits.detach() - step, dim=-1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "K", "rule"),
+    [
+        ("regression", 4, npf.OGDA(beta=0.1, eta=0.9)),
+        ("regression", 4, npf.NashMD(beta=0.1, eta=0.9)),
+        ("on_policy", 2, npf.GDA(beta=0.1, eta=0.9)),  # INPO
+        ("on_policy", 5, npf.NashMD(beta=0.1, eta=0.9)),
+    ],
+)
+def test_the_error_falls_with_the_square_root_of_the_samples(estimator, K, rule):
+    game, mu = game_and_reference(3, B=12, n=5)
+    exact = npf.solve(game, rule, 1, reference=mu).policy
+    errors = []
+    sizes = [32, 128, 512]
+    for batches in sizes:
+        space = Recorded(TabularPolicy(mu), game, count=K, seed=7)
+        found = fitted(MirrorObjective(space, rule, estimator=estimator), batches)
+        errors.append(np.abs(found - exact).sum(axis=1).mean() / 2)
+    slope = np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+    assert -0.65 < slope < -0.35, errors
+    assert errors[-1] < 0.02
+
+
+def test_responses_are_drawn_from_one_opponent_only():
+    game, mu = game_and_reference(0)
+    space = TabularSpace(TabularPolicy(mu), game)
+    with pytest.raises(ValueError, match=r"OGDA plays 2 opponents in one step \(current, previous\)"):
+        MirrorObjective(space, npf.OGDA(eta=0.1), estimator="on_policy")
+
+
+class FixedDraws(TabularSpace):
+    """Draws these responses of the network itself, and everything of its opponents."""
+
+    chosen = None
+
+    def draw(self, policy, prompts, step, stream):
+        draws = super().draw(policy, prompts, step, stream)
+        if policy is None:
+            return dataclasses.replace(
+                draws, responses=self.chosen, weights=torch.full((1, 2), 0.5, dtype=torch.float64)
+            )
+        return draws
+
+
+@pytest.mark.parametrize(
+    "rule", [npf.NashMD(beta=0.3, eta=0.5), npf.OGDA(beta=0.3, eta=0.5), npf.BestResponse(beta=0.3)]
+)
+def test_the_policy_gradient_is_that_of_payoff_less_kl(rule):
+    """The expectation over both of two draws, by enumeration, away from where the round began."""
+    game, mu = game_and_reference(1, B=1, n=4)
+    space = FixedDraws(TabularPolicy(mu), game)
+    objective = MirrorObjective(space, rule, estimator="policy_gradient")
+    with torch.no_grad():
+        space.policy.logits += torch.tensor([[0.5, -0.3, 0.2, 0.0]])
+    pi = space.policy().exp()[0]
+    expected = torch.zeros(1, 4, dtype=torch.float64)
+    for i, j in itertools.product(range(4), repeat=2):
+        space.chosen = torch.tensor([[i, j]])
+        loss = objective([0])["loss"].sum()
+        expected += (pi[i] * pi[j]).detach() * torch.autograd.grad(loss, space.policy.logits)[0]
+
+    step = objective.step
+    log_pi = space.policy()
+    objective_value = torch.zeros((), dtype=torch.float64)
+    for name, g in step.payoffs.items():
+        opponent = space.log_policy(objective.policy(name)).exp()[0]
+        objective_value = objective_value + g * (log_pi.exp()[0] @ (space.preferences[0] @ opponent - 0.5))
+    for name, w in step.anchors.items():
+        anchor = space.log_policy(objective.policy(name))
+        objective_value = objective_value - w * (log_pi.exp() * (log_pi - anchor)).sum()
+    exact = -torch.autograd.grad(objective_value, space.policy.logits)[0]
+    torch.testing.assert_close(expected, exact, rtol=0, atol=1e-12)
+    assert exact.abs().max() > 0.01

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from nashpref.llm.data import Pair, Text
 from nashpref.llm.encoding import Encoded, EncodedPair, Tokens
-from nashpref.llm.preferences.base import PreferenceConfig, PreferenceModel, at, probabilities
+from nashpref.llm.preferences.adapters import key_of
+from nashpref.llm.preferences.backbone import at
+from nashpref.llm.preferences.base import PreferenceConfig, PreferenceModel, probabilities
 from nashpref.policies import FloatArray
 
 __all__ = [
@@ -83,6 +85,28 @@ class ResponseModel(PreferenceModel):  # type: ignore[no-untyped-call]
     @abstractmethod
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
         """`log p/(1 − p)` from the features `(…, F)` of two responses, broadcast: `(…,)`."""
+
+    def cross(
+        self, prompts: Sequence[Text], a: Sequence[Sequence[Text]], b: Sequence[Sequence[Text]]
+    ) -> Tensor:
+        """`Pr(a_i ≻ b_k | prompt)` of B prompts with K and K' responses, `(B, K, K')` float64, on the CPU.
+
+        From one sequence for each response there is, K + K' or fewer for a prompt.
+        """
+        rows: list[Encoded] = []
+        places: list[list[int]] = []
+        for prompt, ours, theirs in zip(prompts, a, b, strict=True):
+            both = {key_of(y): y for y in (*ours, *theirs)}
+            known = {key: len(rows) + i for i, key in enumerate(both)}
+            places.append([known[key_of(y)] for y in (*ours, *theirs)])
+            rows += self.encoder.encode_group(prompt, list(both.values()))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        inverse = torch.empty(len(rows), dtype=torch.int64)
+        inverse[order] = torch.arange(len(rows))
+        features = self.features_of([rows[i] for i in order])[inverse][torch.tensor(places)]
+        K = len(a[0])
+        logits = self.compare(features[:, :K, None], features[:, None, K:])
+        return torch.sigmoid(logits.double())
 
     def matrix(self, prompt: Text, responses: Sequence[Text]) -> FloatArray:
         """From K sequences."""
