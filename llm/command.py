@@ -9,17 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 
-from nashpref.llm.batching import LengthBuckets
 from nashpref.llm.checkpoints import write_folder
 from nashpref.llm.config import from_mapping, read_yaml
-from nashpref.llm.methods import METHODS, Method, Task
+from nashpref.llm.methods import METHODS, Method
 from nashpref.llm.runs import NonFiniteLoss, check_output
-from nashpref.llm.training import Interrupted, fit, make_accelerator
+from nashpref.llm.training import Interrupted, make_accelerator
 
 MODEL = "model"  # where in the output folder the trained model is
 
@@ -91,36 +88,12 @@ def train(method: Method, *, progress: bool = False) -> Path | None:
 
     records = data.read(data.train, say)
     held_out = data.read(data.evaluate, say) if data.evaluate is not None else ()
-    task = method.task(records, held_out, accelerator)
-    fit(
-        task.objective,
-        task.examples,
-        LengthBuckets([len(example) for example in task.examples], config.batch_size, seed=config.seed),
-        task.collate,
-        config,
-        accelerator=accelerator,
-        evaluate=(lambda: evaluation(task, accelerator, config.batch_size)) if task.held_out else None,
-        options=options,
-        progress=progress,
-    )
+    save = method.run(records, held_out, accelerator, options=options, progress=progress)
     folder = Path(config.output) / MODEL
     if accelerator.is_main_process:
-        write_folder(folder, task.save)
+        write_folder(folder, save)
     accelerator.wait_for_everyone()
     return folder if accelerator.is_main_process else None
-
-
-def evaluation(task: Task, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
-    """Means of what the objective returns, over the held-out examples."""
-    order = sorted(range(len(task.held_out)), key=lambda i: len(task.held_out[i]))
-    sums: dict[str, Any] = {}
-    for start in range(0, len(order), batch_size):
-        examples = [task.held_out[i] for i in order[start : start + batch_size]]
-        with torch.no_grad(), accelerator.autocast():
-            values = task.objective(send_to_device(task.collate(examples), accelerator.device))
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value.double().sum().item()
-    return {name: total / len(order) for name, total in sums.items()}
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:

@@ -11,6 +11,8 @@ soft label, a ranking, and a table of probabilities. The columns of a row say wh
 | `prompt`, `completions`, `ranking` | `Ranking` |
 | `prompt`, `completions`, `preferences` | `Table` |
 | `prompt`, `completion`; `messages`; `text` | `Demonstration` |
+| `prompt`, `completion`, `label` or `correct` (true, false, or a probability) | `Outcome` |
+| `prompt`, `completions`, `labels` (true or 1, false or −1, neutral 0) | `Steps` |
 | `prompt` | `Prompt` |
 
 All may have a `source`, by which results are broken down. Other columns are ignored, unless their name is all
@@ -31,11 +33,13 @@ from nashpref.llm.readers import rows
 from nashpref.llm.records import (
     Demonstration,
     Messages,
+    Outcome,
     Pair,
     Prompt,
     Ranking,
     Record,
     Records,
+    Steps,
     Table,
     Text,
     to_pairs,
@@ -44,11 +48,13 @@ from nashpref.llm.records import (
 __all__ = [
     "Demonstration",
     "Messages",
+    "Outcome",
     "Pair",
     "Prompt",
     "Ranking",
     "Record",
     "Records",
+    "Steps",
     "Table",
     "Text",
     "read",
@@ -57,8 +63,9 @@ __all__ = [
 
 FIELDS = (
     *("prompt", "chosen", "rejected", "p_chosen", "margin", "completions", "ranking", "preferences"),
-    *("completion", "messages", "text", "source"),
+    *("completion", "messages", "text", "source", "correct", "labels"),
 )
+OF = {"correct": "completion", "labels": "completions"}  # fields that mean nothing without another
 LABELLED = {"chosen": "response_a", "rejected": "response_b", "p_chosen": "p_a"}
 
 
@@ -146,8 +153,9 @@ def _read_row(row: Any, columns: Mapping[str, str] | None, allow_empty: bool) ->
 @lru_cache
 def _natural(names: frozenset[str]) -> dict[str, str]:
     """Field → column, where the columns are named after the fields."""
-    unknown = sorted(names - {*FIELDS, *LABELLED.values()})
-    for field in FIELDS:
+    fields = [field for field in FIELDS if field not in OF or OF[field] in names]
+    unknown = sorted(names - {*FIELDS, *LABELLED.values(), "label"})
+    for field in fields:
         # A misspelt p_chosen or prompt must not be ignored: without it the row has another meaning.
         close = difflib.get_close_matches(field, unknown, n=1, cutoff=0.86)
         if close and field not in {*names, "source"}:
@@ -155,18 +163,17 @@ def _natural(names: frozenset[str]) -> dict[str, str]:
                 f"{close[0]}: if it is {field!r}, rename it or say columns={{{field!r}: {close[0]!r}, …}}; "
                 "if it is not, say which columns to read"
             )
-    if {"completion", "label"} <= names:
-        raise ValueError(
-            "label: completions marked as good or bad are not demonstrations; to imitate all of them, "
-            "say columns={'prompt': 'prompt', 'completion': 'completion'}"
-        )
+    if {"completion", "label", "correct"} <= names:
+        raise ValueError("label and correct: which of them says it? choose one with columns=")
+    marked = "completion" in names and "label" in names
     labelled = "response_a" in names and not {"chosen", "rejected"} & names
-    return {field: field for field in FIELDS if field in names} | (LABELLED if labelled else {})
+    columns = {field: field for field in fields if field in names}
+    return columns | (LABELLED if labelled else {}) | ({"correct": "label"} if marked else {})
 
 
 def _absent(field: str, value: Any) -> bool:
     """Nothing was given: null, or an empty cell where an empty text would make no sense."""
-    if field in ("p_chosen", "margin"):
+    if field in ("p_chosen", "margin", "correct"):
         return False  # a label that is null is not the default, certainty, but unknown
     empty_text = field in ("prompt", "chosen", "rejected", "completion", "text")
     return value is None or (isinstance(value, str) and not value and not empty_text)

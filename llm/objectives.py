@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,18 @@ from torch import Tensor, nn
 
 from nashpref.llm import losses
 from nashpref.llm.encoding import Encoded, EncodedPair, PairBatch, Tokens, collate, collate_pairs
-from nashpref.llm.logprobs import Reference, completion_logps, reference_logps
-from nashpref.llm.losses.rewards import NO_RANK
+from nashpref.llm.logprobs import Reference, Score, as_reference, check_model, completion_logps
+from nashpref.llm.losses.rewards import NO_LABEL, NO_RANK
 from nashpref.llm.preferences.models import BradleyTerryModel, PreferenceModel
+from nashpref.llm.preferences.rewards import (
+    OutcomeBatch,
+    OutcomeRewardModel,
+    ProcessRewardModel,
+    StepBatch,
+    last,
+)
+from nashpref.llm.shared_prompt import can_share_prompts, pair_logps
+from nashpref.progress import progress_bar
 
 PairLoss = Callable[..., Tensor]
 """`(chosen, rejected, reference_chosen, reference_rejected, p_chosen=…) -> (B,)`: a partial `dpo`."""
@@ -30,6 +40,7 @@ class Demonstrations(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        check_model(model)
         self.model = model
 
     def forward(self, tokens: Tokens) -> dict[str, Tensor]:
@@ -68,8 +79,35 @@ def collate_referenced(examples: Sequence[ReferencedPair], pad_id: int) -> Refer
     return ReferencedPairs(pairs, torch.tensor(reference, dtype=torch.float32))
 
 
+def pair_score(model: nn.Module) -> Score:
+    """What gives `log π` of a batch of pairs: one pass over each prompt where the model allows it, else two.
+
+    Raises:
+        ValueError: for a model whose log-probabilities are not its head's, see `check_model`.
+    """
+    check_model(model)
+    return pair_logps if can_share_prompts(model) else completion_logps
+
+
 def with_reference(
     model: nn.Module,
+    pairs: Sequence[EncodedPair],
+    pad_id: int,
+    accelerator: Accelerator,
+    *,
+    progress: bool = False,
+) -> list[ReferencedPair]:
+    """Pairs with log μ of both completions, μ being `model` as it is now, under PEFT its base.
+
+    See `scored_pairs`.
+    """
+    score = pair_score(model)
+    with as_reference(model):
+        return scored_pairs(partial(score, model), pairs, pad_id, accelerator, progress=progress)
+
+
+def scored_pairs(
+    score: Callable[[Tokens], Tensor],
     pairs: Sequence[EncodedPair],
     pad_id: int,
     accelerator: Accelerator,
@@ -77,28 +115,27 @@ def with_reference(
     rows: int = 64,
     progress: bool = False,
 ) -> list[ReferencedPair]:
-    """Pairs with log μ of both completions, μ being `model` as it is now; processes share the work.
+    """Pairs with the log-probabilities of both completions; processes share the work.
 
     Args:
-        model: on the accelerator's device; under PEFT its base is μ.
-        pairs: any order; those of similar length are put through the model together.
+        score: log-probabilities of the 2B rows of a batch of pairs, without gradients.
+        pairs: any order; those of similar length are scored together.
         pad_id: of the encoder.
-        accelerator: of the training, whose precision is used.
-        rows: sequences put through the model at once.
+        accelerator: of the training, whose device and precision are used.
+        rows: sequences scored at once.
         progress: show a bar, on a terminal, once two seconds have passed.
     """
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]))
     size, rank = max(1, rows // 2), accelerator.process_index
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     own = parts[rank :: accelerator.num_processes]
-    batches = (collate_pairs([pairs[i] for i in part], pad_id).tokens for part in own)
     found: list[tuple[int, float, float]] = []
-    if own:
-        with accelerator.autocast():
-            logps = reference_logps(model, batches, total=len(own), progress=progress and rank == 0)
-        for part, values in zip(own, torch.split(logps, [2 * len(part) for part in own]), strict=True):
-            chosen, rejected = values.chunk(2)
+    with accelerator.autocast(), progress_bar(progress and rank == 0, len(own), "batch") as bar:
+        for k, part in enumerate(own):
+            tokens = collate_pairs([pairs[i] for i in part], pad_id).tokens
+            chosen, rejected = score(tokens.to(accelerator.device)).chunk(2)
             found += zip(part, chosen.tolist(), rejected.tolist(), strict=True)
+            bar(k + 1)
     return [
         ReferencedPair(pairs[i], chosen, rejected) for i, chosen, rejected in sorted(gather_object(found))
     ]
@@ -119,6 +156,7 @@ class PolicyPairs(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.loss, self.reference, self.margins = model, loss, reference, margins
+        self._score = pair_score(model)
 
     def forward(self, batch: PairBatch | ReferencedPairs) -> dict[str, Tensor]:
         """`loss`; `accuracy` of, and `margin` between, the implicit rewards `log π/μ`; log-probabilities."""
@@ -128,7 +166,7 @@ class PolicyPairs(nn.Module):
             reference = self.reference(batch.tokens)
         else:
             raise ValueError("batches without log-probabilities of the reference need reference=")
-        chosen, rejected = completion_logps(self.model, batch.tokens).chunk(2)
+        chosen, rejected = self._score(self.model, batch.tokens).chunk(2)
         reference_chosen, reference_rejected = reference.chunk(2)
         labels = {"p_chosen": batch.p_chosen} | ({"margin": batch.margin} if self.margins else {})
         loss = self.loss(chosen, rejected, reference_chosen, reference_rejected, **labels)
@@ -209,6 +247,36 @@ class RewardRankings(nn.Module):
         values = self.model.features(batch.tokens)[:, 0]
         rewards = values.new_zeros(present.shape).masked_scatter(present, values)
         return {"loss": losses.k_wise(rewards, batch.ranking)}
+
+
+class Outcomes(nn.Module):
+    """An outcome reward model on answers that are known to be right or wrong."""
+
+    def __init__(self, model: OutcomeRewardModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: OutcomeBatch) -> dict[str, Tensor]:
+        """`loss`, and `accuracy` of the verdict at the end."""
+        logits = self.model.token_logits(batch.tokens)
+        loss = losses.outcome(logits, batch.correct, batch.tokens.completion_mask)
+        return {"loss": loss, "accuracy": _agreement(last(logits, batch.tokens).detach(), batch.correct)}
+
+
+class LabelledSteps(nn.Module):
+    """A process reward model on answers whose steps have labels."""
+
+    def __init__(self, model: ProcessRewardModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: StepBatch) -> dict[str, Tensor]:
+        """`loss`, and `accuracy`, the share of steps whose likeliest label is the right one."""
+        logits = self.model.token_outputs(batch.tokens)
+        labelled = batch.labels != NO_LABEL
+        right = (logits.argmax(dim=-1) - 1 == batch.labels) & labelled
+        loss = losses.process(logits, batch.labels)
+        return {"loss": loss, "accuracy": right.sum(dim=1) / labelled.sum(dim=1)}
 
 
 def _agreement(margin: Tensor, p_chosen: Tensor) -> Tensor:

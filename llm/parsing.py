@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nashpref.llm.records import Demonstration, Pair, Prompt, Ranking, Record, Table, Text
+from nashpref.llm.records import Demonstration, Outcome, Pair, Prompt, Ranking, Record, Steps, Table, Text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # the turns of a dialogue written as text (HH-RLHF)
 
@@ -21,14 +21,15 @@ def record(fields: Mapping[str, Any], allow_empty: bool) -> Record:
         ValueError: what is wrong with which field, and what to do about it.
     """
     source = str(fields.get("source", ""))
-    marks = [n for n in ("chosen", "rejected", "completion", "ranking", "preferences") if n in fields]
+    kinds = ("chosen", "rejected", "completion", "ranking", "preferences", "labels")
+    marks = [name for name in kinds if name in fields]
     if marks and {"chosen", "rejected"}.issuperset(marks):
         return _pair(fields, allow_empty, source)
     if len(marks) > 1:
         what = " and ".join(marks)
         raise ValueError(f"{what} belong to different kinds of record: choose one of them with columns=")
     if not marks and "completions" in fields:
-        raise ValueError("completions: there is neither a ranking nor preferences of them")
+        raise ValueError("completions: there is neither a ranking nor preferences nor labels of them")
     if not marks and "messages" in fields:
         return _chat(fields["messages"], allow_empty, source)
     if not marks and "text" in fields and "prompt" not in fields:
@@ -41,9 +42,14 @@ def record(fields: Mapping[str, Any], allow_empty: bool) -> Record:
         return Prompt(prompt, source)
     if marks == ["completion"]:
         completion = _completion(fields["completion"], "completion", prompt, allow_empty)
+        if "correct" in fields:
+            return Outcome(prompt, completion, _correct(fields["correct"]), source)
         return Demonstration(prompt, completion, source)
     if "completions" not in fields:
-        raise ValueError(f"completions: is missing: {marks[0]} compares them")
+        does = "judge" if marks == ["labels"] else "compares"
+        raise ValueError(f"completions: is missing: {marks[0]} {does} them")
+    if marks == ["labels"]:
+        return _steps(fields, prompt, source)
     completions = tuple(
         _completion(completion, f"completions[{i}]", prompt, allow_empty)
         for i, completion in enumerate(_list(fields["completions"], "completions"))
@@ -91,6 +97,16 @@ def _pair(fields: Mapping[str, Any], allow_empty: bool, source: str) -> Pair:
         _number(fields.get("margin", 0.0), "margin"),
         source,
     )
+
+
+def _steps(fields: Mapping[str, Any], prompt: Text, source: str) -> Steps:
+    steps = _list(fields["completions"], "completions")
+    for i, step in enumerate(steps):
+        if not isinstance(step, str) or not step.strip():
+            raise ValueError(f"completions[{i}] = {str(step)[:40]!r}: a step is text, and not empty")
+        _clean(step, f"completions[{i}]")
+    labels = _list(fields["labels"], "labels")
+    return Steps(prompt, tuple(steps), tuple(_label(v, f"labels[{i}]") for i, v in enumerate(labels)), source)
 
 
 def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
@@ -211,3 +227,21 @@ def _whole(value: Any, name: str) -> int:
     if not number.is_integer():
         raise ValueError(f"{name} = {value}: a whole number is expected")
     return int(number)
+
+
+def _correct(value: Any) -> float:
+    truth = _truth(value)
+    return _number(value, "correct") if truth is None else float(truth)
+
+
+def _label(value: Any, name: str) -> int:
+    """A step that is false is wrong, which as a number is −1."""
+    truth = _truth(value)
+    return _whole(value, name) if truth is None else 2 * truth - 1
+
+
+def _truth(value: Any) -> bool | None:
+    """None for what is neither true nor false, in CSV too."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | np.bool_) else None

@@ -108,7 +108,40 @@ class Table:
         object.__setattr__(self, "preferences", P)
 
 
-Record = Prompt | Demonstration | Pair | Ranking | Table
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An answer and whether it is right: `correct` is 1 or 0, or the share of judges who say so."""
+
+    prompt: Text
+    completion: Text
+    correct: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.correct <= 1.0:
+            raise ValueError(f"correct = {self.correct}: a probability in [0, 1] is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """An answer in steps, and of each whether it is wrong (−1), neutral (0) or right (1)."""
+
+    prompt: Text
+    steps: tuple[str, ...]
+    labels: tuple[int, ...]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.steps or len(self.labels) != len(self.steps):
+            raise ValueError(
+                f"labels has {len(self.labels)} entries for {len(self.steps)} steps: at least one step is "
+                "needed, and a label for each"
+            )
+        if wrong := [label for label in self.labels if label not in (-1, 0, 1)]:
+            raise ValueError(f"labels hold {wrong[0]}: a step is wrong (−1), neutral (0) or right (1)")
+
+
+Record = Prompt | Demonstration | Pair | Ranking | Table | Outcome | Steps
 
 
 class Records(Sequence[Record]):

@@ -300,7 +300,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
     ({**PAIR, "chosen": "a\0b"}, "chosen: holds a NUL character at 1"),
     ({**PAIR, "prompt": "half \ud83d"}, "prompt: is not UTF-8 .* at character 5"),
     ({**PAIR, "completion": "c"}, "chosen and rejected and completion belong to different kinds"),
-    ({**RANKED}, "completions: there is neither a ranking nor preferences"),
+    ({**RANKED}, "completions: there is neither a ranking nor preferences nor labels"),
     ({"prompt": "p", "ranking": [0, 1]}, "completions: is missing: ranking compares them"),
     ({**RANKED, "ranking": [0, 1]}, "ranking has 2 places for 3 completions"),
     ({**RANKED, "ranking": [1, 2, 3]}, r"ranking = \[1, 2, 3\]: places are counted from 0"),
@@ -340,7 +340,6 @@ BAD_ROWS: list[tuple[Any, str]] = [
     ({"prompt": "p", "response_a": "", "response_b": "b", "p_a": 0}, r"chosen \(column response_a\): is"),
     ({"promt": "p", "chosen": "q a", "rejected": "q b"}, "promt: if it is 'prompt', rename it or say"),
     ({**PAIR, "p_choosen": 0.5}, "p_choosen: if it is 'p_chosen'"),
-    ({"prompt": "p", "completion": "c", "label": False}, "label: completions marked as good or bad"),
     ("text", "'text' is no row: a mapping"),
     (None, "'None' is no row"),
 ]  # fmt: skip

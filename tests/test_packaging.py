@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAPPED = {
     "nashpref.theory": "theory",
+    "nashpref.llm": "llm",
     "nashpref.experiments": "experiments",
     "nashpref.paper_figs": "paper_figs",
 }

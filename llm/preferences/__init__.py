@@ -1,4 +1,7 @@
-"""Preference models and adapters: anything that says how likely one response beats another."""
+"""Preference models and adapters: anything that says how likely one response beats another.
+
+And models of rewards that can be checked, from which `from_reward` makes a preference.
+"""
 
 from nashpref.llm.preferences.adapters import (
     Ensemble,
@@ -17,18 +20,28 @@ from nashpref.llm.preferences.models import (
     PreferenceModel,
 )
 from nashpref.llm.preferences.remote import RemoteJudge
+from nashpref.llm.preferences.rewards import (
+    OutcomeRewardModel,
+    ProcessRewardModel,
+    RewardConfig,
+    RewardModel,
+)
 
 __all__ = [
     "BradleyTerryModel",
     "Ensemble",
     "GeneralPreferenceModel",
     "Judge",
+    "OutcomeRewardModel",
     "PairwisePreferenceModel",
     "Preference",
     "PreferenceConfig",
     "PreferenceModel",
+    "ProcessRewardModel",
     "RemoteJudge",
     "Reward",
+    "RewardConfig",
+    "RewardModel",
     "TablePreference",
     "from_judge",
     "from_reward",
