@@ -21,7 +21,18 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 SHORTEST = 0.02  # seconds that one timing must last; quicker calls are repeated
-PEERS = ("highspy", "quantecon", "open_spiel", "cvxpy", "clarabel", "ecos", "threadpoolctl")
+PEERS = (
+    "highspy",
+    "quantecon",
+    "open_spiel",
+    "cvxpy",
+    "clarabel",
+    "ecos",
+    "threadpoolctl",
+    "torch",
+    "transformers",
+    "trl",
+)
 
 Action = Callable[[], Any]
 Clock = Callable[[], float]

@@ -19,7 +19,7 @@ from nashpref.llm import checkpoints
 from nashpref.llm.batching import LengthBuckets
 from nashpref.llm.training import TrainConfig, fit
 
-STEPS = 60
+STEPS, SYNCS = 60, 6  # a checkpoint of five files, and their folder
 
 
 class Regression(nn.Module):
@@ -54,18 +54,22 @@ def train(folder):
     fit(Regression(), data, batches, together, config)
 
 
-def forked(folder):
-    """The run in a child process; its id."""
+def forked(folder, die=None):
+    """The run in a child process; its id. With `die = (step, n)` it dies at the nth sync of a save."""
     sys.stdout.flush()
     if child := os.fork():
         return child
-    sync = checkpoints._sync
+    sync, step, left = checkpoints._sync, *(die or (STEPS + 1, 0))
 
-    def slow_sync(path):
-        time.sleep(0.001)  # a kill then falls into a save more often than not
+    def deadly_sync(path):
+        nonlocal left
+        if f"{checkpoints.PARTIAL}{checkpoints.PREFIX}{step:08d}" in str(path):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
         sync(path)
 
-    checkpoints._sync = slow_sync
+    checkpoints._sync = deadly_sync
     try:
         train(folder)
         os._exit(0)
@@ -84,19 +88,24 @@ def main(folder, kills, seed):
     peaceful, haunted = folder / "peaceful", folder / "haunted"
     status = os.waitpid(forked(peaceful), 0)[1]
     assert status == 0, status
-    during_save = reached = 0
+    reached = during_save = 0
     for k in range(kills):
-        target = STEPS * k // (kills + 1)
-        child = forked(haunted)
-        # Wait for a certain step, and then for a part of another.
-        while target and max(checkpoints.steps(haunted / "checkpoints"), default=0) < target:
-            time.sleep(0.0005)
-            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it was killed"
-        time.sleep(rng.uniform(0.0, 0.03))
-        os.kill(child, signal.SIGKILL)
+        step = max(STEPS * k // kills, reached) + 1
+        if k % 2:  # in the middle of a save: before any of its files is on the disk, between two, after all
+            child = forked(haunted, die=(step, rng.randint(1, SYNCS)))
+        else:  # from outside, whatever it does just then
+            child = forked(haunted)
+            while max(checkpoints.steps(haunted / "checkpoints"), default=0) < step - 1:
+                time.sleep(0.0005)
+                assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it was killed"
+            time.sleep(rng.uniform(0.0, 0.01))
+            os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        during_save += any((haunted / "checkpoints").glob(".partial-*"))
-        reached = max(checkpoints.steps(haunted / "checkpoints"), default=0)
+        before, reached = reached, max(checkpoints.steps(haunted / "checkpoints"), default=0)
+        assert before <= reached < STEPS
+        half_saved = any((haunted / "checkpoints").glob(f"{checkpoints.PARTIAL}*"))
+        assert half_saved or not k % 2
+        during_save += half_saved
     status = os.waitpid(forked(haunted), 0)[1]
     assert status == 0, status
     last = f"checkpoints/{checkpoints.PREFIX}{STEPS:08d}"
@@ -104,6 +113,7 @@ def main(folder, kills, seed):
     metrics = [logged(run / "metrics.jsonl") for run in (peaceful, haunted)]
     bytes_of = [{name: (run / last / name).read_bytes() for name in tensors} for run in (peaceful, haunted)]
     result = {
+        "kills": kills,
         "during_save": during_save,
         "killed_last_at": reached,
         "equal": [name for name in tensors if bytes_of[0][name] == bytes_of[1][name]],
