@@ -109,6 +109,19 @@ class Task:
         advantage = self._advantage(points[..., :, None], points[..., None, :])
         return 0.5 + _judged(advantage, valid[:, None], valid)
 
+    def cross(
+        self, prompts: Sequence[Text], a: Sequence[Sequence[Text]], b: Sequence[Sequence[Text]]
+    ) -> Tensor:
+        """`Pr(a_i ≻ b_k | prompt)` of N prompts with K and K' responses, `(N, K, K')`; as the calls."""
+        rates = []
+        for k, ours, theirs in zip(self._numbers(prompts).tolist(), a, b, strict=True):
+            first, second = self._parse(ours), self._parse(theirs)
+            advantage = self._advantage(
+                self.points(k, first)[..., :, None], self.points(k, second)[..., None, :]
+            )
+            rates.append(0.5 + _judged(advantage, _valid(first)[:, None], _valid(second)))
+        return torch.from_numpy(np.stack(rates))
+
     def game(self, *, invalid: bool = True, limit: int = 2048) -> MatrixGame:
         """The exact game of every prompt, B games of n + 1 actions, labelled by the responses.
 

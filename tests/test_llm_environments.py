@@ -373,32 +373,29 @@ def errors(model, task):
 
 
 @pytest.mark.parametrize(
-    ("kind", "strength", "rate"),
-    [(GeneralPreferenceModel, 1.5, 3e-3), (PairwisePreferenceModel, 4.0, 2e-3)],
+    ("kind", "steps", "rate"),
+    [(GeneralPreferenceModel, 600, 3e-3), (PairwisePreferenceModel, 800, 2e-3)],
     ids=["general", "pairwise"],
 )
-def test_a_cyclic_preference_is_learned(kind, strength, rate, tmp_path):
-    """The general model's logits are bounded by scales that start at 2: a decisive judge takes it longer."""
-    cyclic = rock_paper_scissors_of_styles(1, 3, 3, strength=strength)
+def test_a_cyclic_preference_is_learned(kind, steps, rate, tmp_path):
+    cyclic = rock_paper_scissors_of_styles(1, 3, 3, strength=2.5)
     backbone = tiny_causal_lm(cyclic.tokenizer, layers=1, width=64)
     with torch.no_grad():
         for weight in backbone.parameters():
-            if (
-                weight.ndim == 2
-            ):  # the usual initialisation is for wide models; narrow ones start slowly from it
-                weight.mul_(4.0)
+            if weight.ndim == 2:
+                weight.mul_(4.0)  # the usual initialisation is for wide models
     torch.manual_seed(0)  # of the head
     model = kind.from_backbone(backbone, cyclic.tokenizer)
     wrong, error = errors(model, cyclic)
     assert wrong > 200
     assert error > 0.1
-    model = trained(model, cyclic, tmp_path, 4000, max_steps=500, warmup_steps=20, learning_rate=rate)
+    model = trained(model, cyclic, tmp_path, 4000, max_steps=steps, warmup_steps=20, learning_rate=rate)
     wrong, error = errors(model, cyclic)
     assert wrong == 0
     assert error <= 0.02
 
 
-@pytest.mark.parametrize("strength", [1.5, 4.0])
+@pytest.mark.parametrize("strength", [1.5, 2.5])
 def test_bradley_terry_cannot_learn_it(strength):
     """The best fit gets strict pairs wrong, and so do all rewards: they would have to rank a cycle."""
     cyclic = rock_paper_scissors_of_styles(1, 3, 3, strength=strength)
