@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import nn
 
@@ -24,7 +24,7 @@ from nashpref.llm.training import TrainConfig, fit, make_accelerator
 from nashpref.mirror import UpdateRule
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EVALUATION = 1 << 16  # streams of random numbers that no opponent of a step has
 
@@ -63,13 +63,13 @@ class NashConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rounds < 1 or self.updates < 1:
-            raise ValueError(f"rounds = {self.rounds}, updates = {self.updates}: at least 1 of each is needed")
+            raise ValueError(f"rounds = {self.rounds}, updates = {self.updates}: 1 of each is the least")
         if self.epochs != 1:
             raise ValueError(f"epochs = {self.epochs}: rounds and updates decide how long training takes")
         if self.estimator == "on_policy" and self.mixture == "sequence":
             raise ValueError(
-                "estimator = 'on_policy' needs responses that are really drawn from the opponent, and those of "
-                "mixture = 'sequence' are only weighted: use 'regression'"
+                "estimator = 'on_policy' needs responses that are really drawn from the opponent, and those "
+                "of mixture = 'sequence' are only weighted: use 'regression'"
             )
 
 
@@ -120,10 +120,10 @@ class NashTrainer:
         if processing_class is None:
             raise ValueError("processing_class: a model handed over as an object needs its tokenizer too")
         if args.lora is not None:
-            model = args.lora.adapt(model)  # type: ignore[arg-type]
+            model = args.lora.adapt(cast("PreTrainedModel", model))
         self.args, self.rule, self.tokenizer = args, rule, processing_class
         self.accelerator = make_accelerator(args)
-        self.model: nn.Module = model.to(self.accelerator.device)  # type: ignore[union-attr]
+        self.model: nn.Module = nn.Module.to(model, self.accelerator.device)
         encoder = Encoder(processing_class, args.max_length)
         self.space = CompletionSpace(
             self.model,
@@ -141,6 +141,7 @@ class NashTrainer:
         self.objective = MirrorObjective(
             self.space, rule, updates=args.updates, estimator=args.estimator, sampler=args.sampler
         )
+        self._start = self.space.store.base()
         self.prompts = _asked(train_dataset, encoder, args.max_new_tokens)
         self.eval_prompts = () if eval_dataset is None else _asked(eval_dataset, encoder, args.max_new_tokens)
         self.compute_metrics = compute_metrics
@@ -176,11 +177,11 @@ class NashTrainer:
         return self.args.updates * sum(fits)
 
     def evaluate(self) -> dict[str, float]:
-        """Of the rule's `current` after the last whole round: `win_rate` against the start, and your metrics."""
+        """Of `current` after the last whole round: `win_rate` against the start, and your metrics."""
         metrics: dict[str, float] = {}
         current = self._current()
         if self.eval_prompts:
-            metrics["win_rate"] = self._win_rate(current, self.space.store.base())
+            metrics["win_rate"] = self._win_rate(current, self._start)
         if self.compute_metrics is not None:
             with self.space.store.loaded(current):
                 metrics |= self.compute_metrics(self.model)
@@ -217,15 +218,11 @@ class NashTrainer:
 
 def _asked(dataset: Any, encoder: Encoder, room: int) -> list[Asked]:
     """Prompts of records, rows, or plain texts and chats."""
-    prompts: Sequence[Text]
-    if isinstance(dataset, Iterable) and not isinstance(dataset, str | Path):
-        dataset = list(dataset)
-        plain = dataset and not isinstance(dataset[0], Mapping) and not hasattr(dataset[0], "prompt")
-        prompts = dataset if plain else [row.prompt for row in read(dataset)]
+    rows = [] if isinstance(dataset, str | Path) else list(dataset)
+    if rows and isinstance(rows[0], str | list | tuple):
+        prompts: list[Text] = rows
     else:
-        prompts = [row.prompt for row in read(dataset)]
-    if not prompts:
-        raise ValueError("train_dataset: there are no prompts")
+        prompts = [record.prompt for record in read(rows or dataset)]
     lengths = [len(encoder.encode_prompt(prompt, room=room)) for prompt in prompts]
     return [Asked(i, prompt, n) for i, (prompt, n) in enumerate(zip(prompts, lengths, strict=True))]
 

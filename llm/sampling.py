@@ -259,11 +259,11 @@ def _samples(
 ) -> Samples:
     rows, texts = [], []
     for b, prompt in enumerate(prompts):
-        completions = []
+        completions: list[str] = []
         for row in range(b * count, (b + 1) * count):
             ids = drawn[row, : lengths[row]].tolist()
             rows.append(Encoded([*prompt.ids, *ids], prompt.start, dropped=prompt.dropped))
             text = ids[:-1] if ids[-1] == encoder.end_id else ids
-            completions.append(encoder.tokenizer.decode(text))
+            completions.append(str(encoder.tokenizer.decode(text)))
         texts.append(completions)
     return Samples(texts, collate(rows, encoder.pad_id).to(logps.device), logps, log_z)
