@@ -230,8 +230,8 @@ def _asked(dataset: Any, encoder: Encoder, room: int) -> list[Asked]:
 def _describe(rule: UpdateRule) -> dict[str, Any]:
     """The rule in JSON; of a schedule, its values at the first rounds."""
     described: dict[str, Any] = {"name": type(rule).__name__}
-    if dataclasses.is_dataclass(rule):
-        for field in dataclasses.fields(rule):
-            value = getattr(rule, field.name)
-            described[field.name] = [float(value(t)) for t in range(8)] if callable(value) else value
+    options: Any = rule if dataclasses.is_dataclass(rule) else None
+    for field in dataclasses.fields(options) if options else ():
+        value = getattr(rule, field.name)
+        described[field.name] = [float(value(t)) for t in range(8)] if callable(value) else value
     return described

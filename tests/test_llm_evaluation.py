@@ -643,3 +643,16 @@ def test_the_figure_is_the_same_twice_and_takes_bins_without_an_interval(tmp_pat
         for name in ("one", "two"):
             figure(bins, tmp_path / f"{name}.{suffix}")
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+
+
+def test_the_sum_of_the_tokens_kls_may_vary_more():
+    """Erratum 26: π is μ given that the second token is s, so that log π(y)/μ(y) = log 2 for every y."""
+    mu_first, mu_second = np.array([0.5, 0.5]), np.array([0.1, 0.9])  # of s after a and after b
+    pi_first = mu_first * mu_second / (mu_first @ mu_second)  # and then s for certain
+    log_ratio = np.log(pi_first / mu_first) - np.log(mu_second)
+    first = pi_first @ np.log(pi_first / mu_first)
+    token_kls = first - np.log(mu_second)
+    assert np.allclose(log_ratio, np.log(2.0))
+    mean = pi_first @ token_kls
+    assert abs(mean - np.log(2.0)) < 1e-12
+    assert pi_first @ (token_kls - mean) ** 2 > 0.4
