@@ -96,6 +96,44 @@ class LengthBuckets:
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
+class Repeated:
+    """Every batch several times in a row.
+
+    Args:
+        batches: which.
+        times: how often.
+    """
+
+    def __init__(self, batches: LengthBuckets, times: int) -> None:
+        self.batches, self.times = batches, times
+        self._batch: list[int] = []
+        self._left = 0
+
+    def __len__(self) -> int:
+        """Steps of one epoch."""
+        return self.times * len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while self._left:
+            self._left -= 1
+            yield self._batch
+        for batch in self.batches:
+            self._batch, self._left = batch, self.times - 1
+            yield batch
+            while self._left:
+                self._left -= 1
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the batches, and what is left of the current one."""
+        return {**self.batches.state_dict(), "times": self.times, "batch": self._batch, "left": self._left}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.batches.load_state_dict(state)
+        self._batch, self._left = list(state["batch"]), int(state["left"])
+
+
 def padding(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
     """The share of padding among all positions, when every batch is padded to its longest example."""
     filled = total = 0

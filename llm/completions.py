@@ -137,6 +137,16 @@ class CompletionSpace:
         rates = win_rates(self.preference, prompts, draws.responses.texts, opponent.responses.texts)
         return rates.to(draws.weights)
 
+    def some(self, draws: Draws, columns: Tensor) -> Draws:
+        """Those rows of tokens; nobody asks for their texts."""
+        B, K = draws.weights.shape
+        rows = (columns + K * torch.arange(B, device=columns.device)[:, None]).flatten()
+        tokens = Tokens(*(tensor[rows] for tensor in draws.responses.tokens))
+        width = int(tokens.attention_mask.sum(dim=1).max())
+        tokens = Tokens(*(tensor[:, :width] for tensor in tokens))
+        weights = torch.full_like(columns, 1.0 / columns.shape[1], dtype=draws.weights.dtype)
+        return Draws(draws.prompts, Completions((), tokens), weights)
+
     def _network(self, policy: Policy | None) -> nn.Module | Mixture:
         def network(weights: Weights) -> Network:
             return Network(self.model, partial(self.store.loaded, weights))

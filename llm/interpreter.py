@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nashpref.llm.losses.selfplay import group_regression
+from nashpref.llm.losses.selfplay import step_target, variance
 from nashpref.llm.policies import Blend, Policy, Store, Weights, mixed
 from nashpref.mirror import MirrorStep, UpdateRule
 
@@ -41,6 +41,20 @@ class Draws:
     logps: Tensor | None = None
 
 
+class Fitted(NamedTuple):
+    """What a mirror step is fitted on.
+
+    Attributes:
+        draws: responses.
+        target: `(B, K)`, `Σ_k w_k log π_k(y_i) + Σ_j g_j q̂_j(y_i)`.
+        start: `(B, K)`, log π(y_i) of the policy that fitting begins with.
+    """
+
+    draws: Draws
+    target: Tensor
+    start: Tensor
+
+
 class Space(Protocol):
     """Where policies live: how they draw, what they say of responses, and which of two responses wins."""
 
@@ -61,12 +75,18 @@ class Space(Protocol):
         """`Pr(y_i ≻ y'_k | x)`, `(B, K, K')`."""
         ...
 
+    def some(self, draws: Draws, columns: Tensor) -> Draws:
+        """Of each prompt's responses those in `columns`, `(B, k)`."""
+        ...
+
 
 class MirrorObjective(nn.Module):
     """What `fit` minimises so that a network runs an update rule.
 
-    Each mirror step with payoffs is fitted with `updates` optimizer steps, on new responses in each. In
-    between, networks are kept under the names that the rule gives them.
+    Each mirror step with payoffs is fitted with `updates` optimizer steps; in between, networks are kept
+    under the names that the rule gives them. Responses are drawn, scored and compared anew every `reuse` steps; the
+    steps that share them take `batch_responses` of each prompt's at a time. What is shared is a function of
+    the policies at the start of the fit and of the step, so that a run that was cut off makes it again.
 
     Estimators of a step:
 
@@ -83,6 +103,9 @@ class MirrorObjective(nn.Module):
         space: see `Space`.
         rule: any rule of `nashpref`.
         updates: optimizer steps for each mirror step with payoffs.
+        reuse: optimizer steps on the same responses, which `batches` must give the same prompts; a divisor of
+            `updates`, and 1 for "policy_gradient".
+        batch_responses: how many responses of each prompt an optimizer step takes; None: all.
         estimator: see above.
         sampler: the policy whose responses "regression" is fitted on.
 
@@ -96,14 +119,27 @@ class MirrorObjective(nn.Module):
         rule: UpdateRule,
         *,
         updates: int = 1,
+        reuse: int = 1,
+        batch_responses: int | None = None,
         estimator: Estimator = "regression",
         sampler: str = "current",
     ) -> None:
         super().__init__()
         if updates < 1:
             raise ValueError(f"updates = {updates}: at least one optimizer step is needed for a mirror step")
+        if reuse < 1 or updates % reuse:
+            raise ValueError(f"reuse = {reuse}: a divisor of updates = {updates} is needed")
+        if batch_responses is not None and batch_responses < 2:
+            raise ValueError(f"batch_responses = {batch_responses}: responses are compared, 2 is the least")
+        if estimator == "policy_gradient" and (reuse, batch_responses) != (1, None):
+            raise ValueError(
+                "estimator = 'policy_gradient' needs responses of the network as it is: reuse = 1"
+            )
         self.space, self.rule, self.updates = space, rule, updates
         self.estimator, self.sampler = estimator, sampler
+        self.reuse, self.batch_responses = reuse, batch_responses
+        self._fitted: dict[tuple[Any, ...], Fitted] = {}  # of the prompts in use, made at step _fitted_at
+        self._fitted_at = -1
         self.network = space.store.model  # a submodule, so that its parameters are found
         self.start = space.store.take()
         self.policies: dict[str, Policy] = {"reference": space.store.base(), "current": self.start}
@@ -122,19 +158,18 @@ class MirrorObjective(nn.Module):
 
     def forward(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """`loss` for each prompt; `displacement`, what the loss would be had the step not been begun."""
-        step, space = self.step, self.space
         if self.estimator == "policy_gradient":
             return self._policy_gradient(prompts)
-        on_policy = self.estimator == "on_policy"
-        sampler = next(iter(step.payoffs)) if on_policy else self.sampler
-        with torch.no_grad():
-            draws = space.draw(self.policy(sampler), prompts, self.taken, 0)
-            known = self._scores(draws, self.policy(sampler))
-            anchors = {name: known(self.policy(name)) for name in step.anchors}
-            payoffs = self._payoffs(draws, prompts, {sampler: draws} if on_policy else {})
-            displacement = group_regression(known(self._start_of(step)), step, anchors, payoffs)
-        logps = space.logps(None, draws)
-        return {"loss": group_regression(logps, step, anchors, payoffs), "displacement": displacement}
+        drawn_at = self.taken - self.count % self.reuse
+        if drawn_at != self._fitted_at:
+            self._fitted, self._fitted_at = {}, drawn_at
+        key = tuple(prompts)
+        if key not in self._fitted:
+            with torch.no_grad():
+                self._fitted[key] = self._draw(prompts, drawn_at)
+        draws, target, start = self._some(self._fitted[key])
+        logps = self.space.logps(None, draws)
+        return {"loss": variance(logps - target), "displacement": variance(start - target)}
 
     def advance(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """After each `updates` optimizer steps the policy is written, and the next fit begun.
@@ -230,6 +265,32 @@ class MirrorObjective(nn.Module):
         trained = [part for part in flat if part.tensors is not None] or [self.start]
         return max(trained, key=lambda part: (flat.get(part, 0.0), part is self.policies["current"]))
 
+    def _draw(self, prompts: Sequence[Any], at: int) -> Fitted:
+        """Responses, and what a policy that is the mirror step says of them, up to its −log Z."""
+        step, space = self.step, self.space
+        on_policy = self.estimator == "on_policy"
+        sampler = next(iter(step.payoffs)) if on_policy else self.sampler
+        draws = space.draw(self.policy(sampler), prompts, at, 0)
+        score = self._scores(draws, self.policy(sampler))
+        payoffs = self._payoffs(draws, prompts, at, {sampler: draws} if on_policy else {})
+        anchors = {name: score(self.policy(name)) for name in step.anchors}
+        return Fitted(draws, step_target(step, anchors, payoffs), score(self._start_of(step)))
+
+    def _some(self, fitted: Fitted) -> Fitted:
+        """As many responses of each prompt as an optimizer step takes."""
+        B, K = fitted.target.shape
+        if self.batch_responses is None or self.batch_responses >= K:
+            return fitted
+        # A permutation of the responses for each pass over them, so that all are taken equally often.
+        per_pass = K // self.batch_responses
+        turn, part = divmod(self.count % self.reuse, per_pass)
+        generator = torch.Generator().manual_seed(1_000_003 * self._fitted_at + turn)
+        order = torch.rand((1, K), generator=generator).argsort(dim=1).expand(B, K)
+        columns = order[:, part * self.batch_responses : (part + 1) * self.batch_responses]
+        columns = columns.to(fitted.target.device)
+        chosen = self.space.some(fitted.draws, columns)
+        return Fitted(chosen, fitted.target.gather(1, columns), fitted.start.gather(1, columns))
+
     def _scores(self, draws: Draws, drawn_from: Policy | None) -> Any:
         """`policy → log π(y)`, `(B, K)`, each network asked once; of a mixture up to a constant."""
         kept: dict[Policy, Tensor] = {}
@@ -245,13 +306,15 @@ class MirrorObjective(nn.Module):
 
         return score
 
-    def _payoffs(self, draws: Draws, prompts: Sequence[Any], known: Mapping[str, Draws]) -> dict[str, Tensor]:
+    def _payoffs(
+        self, draws: Draws, prompts: Sequence[Any], at: int, known: Mapping[str, Draws]
+    ) -> dict[str, Tensor]:
         """`q̂_j(y_i)`, `(B, K)`, for each opponent of the step; equal opponents are drawn once."""
         payoffs: dict[Policy, Tensor] = {}
         for stream, name in enumerate(self.step.payoffs, 1):
             policy = self.policy(name)
             if policy not in payoffs:
-                other = known.get(name) or self.space.draw(policy, prompts, self.taken, stream)
+                other = known.get(name) or self.space.draw(policy, prompts, at, stream)
                 rates = self.space.win_rates(draws, other)
                 payoffs[policy] = torch.einsum("bik,bk->bi", rates, other.weights.to(rates)) - 0.5
         return {name: payoffs[self.policy(name)].to(draws.weights) for name in self.step.payoffs}
@@ -263,7 +326,7 @@ class MirrorObjective(nn.Module):
         logps = space.logps(None, draws)
         with torch.no_grad():
             known = self._scores(draws, None)
-            payoffs = self._payoffs(draws, prompts, {})
+            payoffs = self._payoffs(draws, prompts, self.taken, {})
             gain = torch.stack([float(g) * payoffs[name] for name, g in step.payoffs.items()]).sum(dim=0)
             for name, weight in step.anchors.items():
                 gain = gain - float(weight) * (logps - known(self.policy(name)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import nn
 
-from nashpref.llm.batching import LengthBuckets
+from nashpref.llm.batching import LengthBuckets, Repeated
 from nashpref.llm.checkpoints import write_folder
 from nashpref.llm.completions import Asked, CompletionSpace, Generate
 from nashpref.llm.data import Text, read
@@ -37,7 +37,9 @@ class NashConfig(TrainConfig):
         rounds: iterations t of the rule.
         updates: optimizer steps for each mirror step with payoffs; `epochs` and `max_steps` follow from both.
         batch_size: prompts of one optimizer step.
+        reuse: optimizer steps on the same responses, a divisor of `updates`.
         samples: responses to each prompt from each policy.
+        batch_responses: of these, how many an optimizer step takes; None: all.
         max_new_tokens: longest response.
         max_length: longest prompt and response together; the oldest prompt tokens are dropped.
         temperature, top_k: of sampling.
@@ -49,7 +51,9 @@ class NashConfig(TrainConfig):
 
     rounds: int
     updates: int = 1
+    reuse: int = 1
     samples: int = 8
+    batch_responses: int | None = None
     max_new_tokens: int = 64
     max_length: int | None = None
     temperature: float = 1.0
@@ -139,7 +143,13 @@ class NashTrainer:
             offload=args.offload,
         )
         self.objective = MirrorObjective(
-            self.space, rule, updates=args.updates, estimator=args.estimator, sampler=args.sampler
+            self.space,
+            rule,
+            updates=args.updates,
+            reuse=args.reuse,
+            batch_responses=args.batch_responses,
+            estimator=args.estimator,
+            sampler=args.sampler,
         )
         self._start = self.space.store.base()
         self.prompts = _asked(train_dataset, encoder, args.max_new_tokens)
@@ -156,10 +166,11 @@ class NashTrainer:
         """
         args = dataclasses.replace(self.args, max_steps=self.steps)
         evaluate = self.evaluate if self.eval_prompts or self.compute_metrics else None
+        lengths = [len(asked) for asked in self.prompts]
         log = fit(
             self.objective,
             self.prompts,
-            LengthBuckets([len(asked) for asked in self.prompts], args.batch_size, seed=args.seed),
+            Repeated(LengthBuckets(lengths, args.batch_size, seed=args.seed), args.reuse),
             list,
             args,
             accelerator=self.accelerator,

@@ -76,6 +76,11 @@ class TabularSpace:
         rows = P.gather(1, draws.responses[:, :, None].expand(-1, -1, P.shape[2]))
         return rows.gather(2, opponent.responses[:, None, :].expand(-1, rows.shape[1], -1))
 
+    def some(self, draws: Draws, columns: Tensor) -> Draws:
+        """Those columns."""
+        weights = torch.full(columns.shape, 1.0 / columns.shape[1], dtype=draws.weights.dtype)
+        return Draws(draws.prompts, draws.responses.gather(1, columns), weights)
+
     def log_policy(self, policy: Policy | None) -> Tensor:
         """`log π`, `(B, n)`; a mixture is that of whole responses."""
         if isinstance(policy, Blend):

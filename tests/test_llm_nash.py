@@ -220,27 +220,31 @@ def test_the_answer_with_more_a_wins(estimator, tmp_path):
 
 
 @pytest.mark.parametrize("make", [lm, adapted], ids=["all weights", "lora"])
-@pytest.mark.parametrize("stop", [2, 3, 7])
-def test_a_run_that_is_cut_off_goes_on_bit_for_bit(stop, make, tmp_path):
-    """OGDA keeps three policies; two updates a round, so that some stops are in the middle of one."""
+@pytest.mark.parametrize(
+    ("stop", "shared"),
+    [(2, {}), (7, {}), (10, {"updates": 6, "reuse": 3, "samples": 5, "batch_responses": 2})],
+)
+def test_a_run_that_is_cut_off_goes_on_bit_for_bit(stop, shared, make, tmp_path):
+    """OGDA keeps three policies; several updates a round, so that some stops are in the middle of one."""
     rule = npf.OGDA(beta=0.1)
-    options = {"rounds": 4, "save_every": 1}
+    options = {"rounds": 4, "save_every": 1, **shared}
     whole = trainer(tmp_path / "whole", rule, make(), **options)
     expected = whole.train(progress=False)
-    calls = []
+    cut = trainer(tmp_path / "cut", rule, make(), **options)
+    advance, calls = cut.objective.advance, []
 
-    def judge(*triples):
+    def dying(metrics):
         calls.append(1)
         if len(calls) > stop:
             raise RuntimeError("the machine is gone")
-        return PREFERENCE(*triples)
+        return advance(metrics)
 
-    # Two opponents' payoffs in a step, one when they are equal, as they are in the first round.
+    cut.objective.advance = dying
     with pytest.raises(RuntimeError, match="gone"):
-        trainer(tmp_path / "cut", rule, make(), judge, **options).train(progress=False)
+        cut.train(progress=False)
     again = trainer(tmp_path / "cut", rule, make(), **options)
     found = again.train(progress=False)
-    assert 0 < again.objective.taken == whole.objective.taken == 8
+    assert 0 < again.objective.taken == whole.objective.taken == whole.steps
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
     drop = {"seconds"}

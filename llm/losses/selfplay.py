@@ -44,7 +44,9 @@ def pairwise_regression(
     Raises:
         ValueError: also for an anchor or an opponent of the step that is missing.
     """
-    return (gap - _target(gap, step, anchors, payoffs)).square()
+    target = step_target(step, anchors, payoffs)
+    same_shape(trained=gap, target=target)
+    return (gap - target).square()
 
 
 def group_regression(
@@ -65,21 +67,29 @@ def group_regression(
     """
     if logps.ndim != 2 or logps.shape[1] < 2:
         raise ValueError(f"logps has shape {tuple(logps.shape)}: (B, K) with K ≥ 2 is needed")
-    residual = logps - _target(logps, step, anchors, payoffs)
+    target = step_target(step, anchors, payoffs)
+    same_shape(trained=logps, target=target)
+    return variance(logps - target)
+
+
+def variance(residual: Tensor) -> Tensor:
+    """`K⁻¹Σ_i(e_i − ē)²` of each row, `(B, K)` → `(B,)`."""
     return (residual - residual.mean(dim=1, keepdim=True)).square().mean(dim=1)
 
 
-def _target(
-    values: Tensor, step: MirrorStep, anchors: Mapping[str, Tensor], payoffs: Mapping[str, Tensor]
-) -> Tensor:
-    """`Σ_k w_k·anchors[k] + Σ_j g_j·payoffs[j]`."""
+def step_target(step: MirrorStep, anchors: Mapping[str, Tensor], payoffs: Mapping[str, Tensor]) -> Tensor:
+    """`Σ_k w_k·anchors[k] + Σ_j g_j·payoffs[j]`: the logits that a mirror step writes."""
     _same_names("anchors", step.anchors, anchors)
     _same_names("payoffs", step.payoffs, payoffs)
-    target = values.new_zeros(values.shape)
+    same_shape(
+        **{f"anchors[{k}]": v for k, v in anchors.items()}, **{f"payoffs[{k}]": v for k, v in payoffs.items()}
+    )
+    target: Tensor | None = None
     for weights, terms in ((step.anchors, anchors), (step.payoffs, payoffs)):
         for name, weight in weights.items():
-            same_shape(trained=values, **{name: terms[name]})
-            target = target + float(weight) * terms[name]
+            term = float(weight) * terms[name]
+            target = term if target is None else target + term
+    assert target is not None  # a step has anchors
     return target
 
 
