@@ -84,9 +84,10 @@ class MirrorObjective(nn.Module):
     """What `fit` minimises so that a network runs an update rule.
 
     Each mirror step with payoffs is fitted with `updates` optimizer steps; in between, networks are kept
-    under the names that the rule gives them. Responses are drawn, scored and compared anew every `reuse` steps; the
-    steps that share them take `batch_responses` of each prompt's at a time. What is shared is a function of
-    the policies at the start of the fit and of the step, so that a run that was cut off makes it again.
+    under the names that the rule gives them. Responses are drawn, scored and compared anew every `reuse`
+    steps; the steps that share them take `batch_responses` of each prompt's at a time. What is shared is a
+    function of the policies at the start of the fit and of the step, so that a run that was cut off makes it
+    again.
 
     Estimators of a step:
 
