@@ -119,10 +119,14 @@ class PreferenceModel(HeadModel, ABC):  # type: ignore[no-untyped-call]
     def _pooled(self, states: Tensor, tokens: Tokens) -> Tensor:
         """The hidden state that stands for each sequence, `(B, d)`."""
         if self.config.pooling == "mean":
-            mask = tokens.attention_mask.unsqueeze(-1)
-            total = (states * mask).sum(dim=1, dtype=torch.float32)
-            return (total / mask.sum(dim=1)).to(states.dtype)
+            return mean(states, tokens.attention_mask)
         return at(states, tokens.attention_mask.sum(dim=1) - 1)
+
+
+def mean(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each row's states where `mask` is set, summed in float32, `(B, T, d)` → `(B, d)`."""
+    total = (states * mask.unsqueeze(-1)).sum(dim=1, dtype=torch.float32)
+    return (total / mask.sum(dim=1, keepdim=True)).to(states.dtype)
 
 
 def probabilities(logits: FloatArray) -> FloatArray:

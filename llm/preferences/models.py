@@ -14,7 +14,7 @@ from nashpref.llm.data import Pair, Text
 from nashpref.llm.encoding import Encoded, EncodedPair, Tokens
 from nashpref.llm.preferences.adapters import key_of
 from nashpref.llm.preferences.backbone import at
-from nashpref.llm.preferences.base import PreferenceConfig, PreferenceModel, probabilities
+from nashpref.llm.preferences.base import PreferenceConfig, PreferenceModel, mean, probabilities
 from nashpref.policies import FloatArray
 
 __all__ = [
@@ -32,7 +32,10 @@ INITIAL_SCALE = 1.4  # log λ of a plane: probabilities within 0.02 … 0.98 can
 class PairwisePreferenceModel(PreferenceModel):  # type: ignore[no-untyped-call]
     """A cross-encoder that reads both responses: `logit p(a ≻ b | x) = (f(x, a, b) − f(x, b, a))/2`.
 
-    The most expressive of the three, and the slowest: a K×K matrix takes K(K − 1) sequences.
+    The most expressive of the three, and the slowest: a K×K matrix takes K(K − 1) sequences. With pooling
+    "mean", which is for bidirectional backbones, f is read off the mean over a, with b in its context: a mean
+    over both hardly says which came first.
+
     Source: the pairwise model of RLHFlow (arXiv:2405.07863) and SLiC-HF, made antisymmetric.
     """
 
@@ -52,7 +55,13 @@ class PairwisePreferenceModel(PreferenceModel):  # type: ignore[no-untyped-call]
         ids = [*one.ids, *two.ids[two.start :]]
         limit = self.config.max_tokens
         dropped = 0 if limit is None else min(max(0, len(ids) - limit), one.start - 1)
-        return Encoded(ids[dropped:], one.start - dropped, dropped=dropped)
+        second_response = range(len(one.ids) - dropped, len(ids) - dropped)
+        return Encoded(ids[dropped:], one.start - dropped, others=second_response, dropped=dropped)
+
+    def _pooled(self, states: Tensor, tokens: Tokens) -> Tensor:
+        if self.config.pooling == "mean":
+            return mean(states, tokens.completion_mask)
+        return super()._pooled(states, tokens)
 
     def pair_logits(self, tokens: Tokens) -> Tensor:
         """`(f_ab − f_ba)/2`."""
