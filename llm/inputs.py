@@ -110,5 +110,6 @@ class DataConfig:
         """The records of a file; `say` is told of bad rows that were left out."""
         records = read(path, columns=self.columns, skip_bad=self.skip_bad)
         if records.skipped:
-            say(f"{path}: {records.skipped} bad rows left out, the first: {records.messages[0]}")
+            rows = "row" if records.skipped == 1 else "rows"
+            say(f"{path}: {records.skipped} bad {rows} left out, the first: {records.messages[0]}")
         return records

@@ -155,7 +155,8 @@ def _train(options: argparse.Namespace) -> int:
         from nashpref.llm import command
     except ModuleNotFoundError as error:
         raise ValueError(f"train needs {error.name}: pip install 'nashpref[llm]'") from None
-    return command.main(options.config, options.set)
+    skip = ["data.skip_bad=true"] if options.skip_bad else []
+    return command.main(options.config, [*skip, *options.set])
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -422,6 +423,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="an option, such as train.seed=1"
     )
+    sub.add_argument("--skip-bad", action="store_true", help="leave bad rows out, and count them")
 
     sub = command("evaluate", _evaluate, "measure a saved preference model or policy on data")
     sub.add_argument("model", metavar="FOLDER", help="a saved preference model or causal language model")

@@ -181,6 +181,16 @@ def test_margins_and_soft_labels_that_a_method_does_not_know_are_refused(folder)
     assert not Path("out").exists()
 
 
+def test_bad_rows_are_left_out_and_counted_on_demand(folder, capsys):
+    rows = [json.dumps(PAIRS[0] | {"p_chosen": 7}), *map(json.dumps, PAIRS)]
+    Path("pairs.jsonl").write_text("\n".join(rows) + "\n")
+    configure("sft")
+    assert main(["train", "c.yaml"]) == 2
+    assert "pairs.jsonl:1: p_chosen = 7.0" in capsys.readouterr().err
+    assert main(["train", "c.yaml", "--skip-bad"]) == 0
+    assert "1 bad row left out" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_exits_1(folder, capsys):
     configure("ipo", "beta: 1e-30")
     assert main(["train", "c.yaml"]) == 1

@@ -45,7 +45,7 @@ def pairwise_regression(
         ValueError: also for an anchor or an opponent of the step that is missing.
     """
     target = step_target(step, anchors, payoffs)
-    same_shape(trained=gap, target=target)
+    same_shape(trained=gap, **_terms(anchors, payoffs))
     return (gap - target).square()
 
 
@@ -68,7 +68,7 @@ def group_regression(
     if logps.ndim != 2 or logps.shape[1] < 2:
         raise ValueError(f"logps has shape {tuple(logps.shape)}: (B, K) with K ≥ 2 is needed")
     target = step_target(step, anchors, payoffs)
-    same_shape(trained=logps, target=target)
+    same_shape(trained=logps, **_terms(anchors, payoffs))
     return variance(logps - target)
 
 
@@ -81,9 +81,7 @@ def step_target(step: MirrorStep, anchors: Mapping[str, Tensor], payoffs: Mappin
     """`Σ_k w_k·anchors[k] + Σ_j g_j·payoffs[j]`: the logits that a mirror step writes."""
     _same_names("anchors", step.anchors, anchors)
     _same_names("payoffs", step.payoffs, payoffs)
-    same_shape(
-        **{f"anchors[{k}]": v for k, v in anchors.items()}, **{f"payoffs[{k}]": v for k, v in payoffs.items()}
-    )
+    same_shape(**_terms(anchors, payoffs))
     target: Tensor | None = None
     for weights, terms in ((step.anchors, anchors), (step.payoffs, payoffs)):
         for name, weight in weights.items():
@@ -91,6 +89,11 @@ def step_target(step: MirrorStep, anchors: Mapping[str, Tensor], payoffs: Mappin
             target = term if target is None else target + term
     assert target is not None  # a step has anchors
     return target
+
+
+def _terms(anchors: Mapping[str, Tensor], payoffs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {"anchors": anchors, "payoffs": payoffs}
+    return {f"{kind}[{name}]": term for kind, terms in named.items() for name, term in terms.items()}
 
 
 def _same_names(kind: str, wanted: Iterable[str], given: Iterable[str]) -> None:
