@@ -197,7 +197,7 @@ def test_every_rule_trains(rule, tmp_path):
     assert last["round"] == 3.0
     assert all(math.isfinite(record["loss"]) for record in log)
     assert last["residual"] > 0.0
-    assert 0.0 < evaluation["eval/win_rate"] < 1.0
+    assert 0.0 < evaluation["eval/win_rate/reference"] < 1.0
     assert any(not torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
     current = run.objective.policy("current")
     assert all(torch.equal(a, b) for a, b in zip(current.tensors, run.model.parameters(), strict=True))
@@ -214,9 +214,9 @@ def test_the_answer_with_more_a_wins(estimator, tmp_path):
         estimator=estimator,
         eval_dataset=[asked.prompt for asked in PROMPTS] * 4,
     )
-    before = run.evaluate()["win_rate"]
+    before = run.evaluate()["win_rate/reference"]
     assert abs(before - 0.5) < 0.1
-    assert run.train(progress=False)[-1]["eval/win_rate"] > 0.7
+    assert run.train(progress=False)[-1]["eval/win_rate/reference"] > 0.7
 
 
 @pytest.mark.parametrize("make", [lm, adapted], ids=["all weights", "lora"])
