@@ -35,22 +35,22 @@ def rock_paper_scissors_of_styles(
     symbols: int = 3,
     length: int = 4,
     *,
-    strength: float = 4.0,
-    skew: float = 0.9,
+    strength: float = 8.0,
+    skew: float = 1.2,
     seed: int = 0,
 ) -> Task:
     """A cycle: every symbol has one of three styles, and with it a direction in a plane.
 
-    A response points where the sum of its symbols does, the first counting most, in two planes: `a ≻ b` with
-    probability `σ(λ sin(θ_b − θ_a) + (λ/2) sin(ψ_b − ψ_a))`, λ = `strength`. Every direction is beaten by
-    the one a quarter turn before it. Which symbol has which style is the prompt's. The demonstrator likes one
-    style.
+    A response is at the mean z of its symbols, the first counting most, in each of two planes: `a ≻ b` with
+    probability `σ(λ (z_a × z_b) + (λ/2) (z'_a × z'_b))`, × the cross product, λ = `strength`. Every direction
+    is beaten by the one a quarter turn before it. Which symbol has which style is the prompt's. The
+    demonstrator likes one direction in each plane, and so his language model can tell all styles apart.
 
     Args:
         prompts, symbols, length: B, V and L; there are V^L responses.
         strength: λ, how decisive the judge is.
-        skew: how much the demonstrator likes his style; at 0.9, the mean regularised gap of μ at β = 0.05 is
-            0.42.
+        skew: how much the demonstrator likes his directions; at 1.2, the mean regularised gap of μ at
+            β = 0.05 is 0.40.
         seed: of the prompts' directions.
     """
     _check(prompts, symbols, length, strength)
@@ -107,11 +107,11 @@ def length_biased(
     longest: int = 4,
     *,
     bias: float = 0.5,
-    strength: float = 4.0,
+    strength: float = 8.0,
     skew: float = 1.0,
     seed: int = 0,
 ) -> Task:
-    """A judge of the cycle who also likes length: `σ(λ sin(θ_b − θ_a) + bias · (|a| − |b|))`.
+    """A judge of the cycle who also likes length: its log-odds and `bias · (|a| − |b|)`.
 
     Responses have from 1 to `longest` symbols, and the equilibrium says only the longest ones: no game cures
     a judge of a bias. The demonstrator is brief, and likes one style.
@@ -203,9 +203,9 @@ def _directions(rng: Generator, prompts: int, symbols: int) -> NDArray[np.comple
 
 
 def _on_circles(strength: float, directions: NDArray[np.complex128], words: IntArray) -> FloatArray:
-    """Where words point in the two planes, of which the second counts half: `(2, 2, N)`."""
-    z = _sum(directions, words)
-    z = z / np.maximum(np.abs(z), np.finfo(float).tiny)
+    """Where words are in the two planes, of which the second counts half: `(2, 2, N)`."""
+    weight = np.maximum(_sum(np.ones_like(directions.real), words), 1.0)  # of an invalid response, 0
+    z = _sum(directions, words) / weight
     scale = strength * np.array([[1.0], [0.5]])
     return np.stack([scale * z.real, z.imag], axis=1)
 
@@ -217,8 +217,9 @@ def _rewards(taste: FloatArray, words: IntArray) -> FloatArray:
 
 
 def _likes(directions: NDArray[np.complex128], length: int) -> FloatArray:
-    """The demonstrator's liking of the direction 0 in the first plane, `(B, T, V)`."""
-    return np.asarray(_decay(length)[:, None] * directions[:, :1].real)
+    """The demonstrator's liking of one direction in each plane, which no two styles share, `(B, T, V)`."""
+    liked = (directions * np.exp(-0.3j)).real
+    return np.asarray(_decay(length)[:, None] * (liked[:, :1] + 0.5 * liked[:, 1:]))
 
 
 def _sum(values: NDArray[Any], words: IntArray) -> NDArray[Any]:

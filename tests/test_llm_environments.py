@@ -95,13 +95,13 @@ def test_the_logit_is_the_one_that_is_stated():
         styles.append(np.array([0, *order.permutation([1, 2])]))
     angle = 2 * np.pi * (np.array(styles) / 3 + 0.05 * order.standard_normal((1, 2, 3))[0])
     a, b = [0, 1], [2, 2]
-    theta = [
-        [np.angle(np.exp(1j * plane[y[0]]) + 0.8 * np.exp(1j * plane[y[1]])) for plane in angle]
+    z_a, z_b = (
+        np.array([(np.exp(1j * plane[y[0]]) + 0.8 * np.exp(1j * plane[y[1]])) / 1.8 for plane in angle])
         for y in (a, b)
-    ]
-    sines = np.sin(np.subtract(theta[1], theta[0]))
+    )
+    cross = (z_a.conj() * z_b).imag
     assert float(task(["question 0"], ["a b"], ["c c"])[0]) == pytest.approx(
-        1 / (1 + np.exp(-3.0 * sines[0] - 1.5 * sines[1])), abs=1e-14
+        1 / (1 + np.exp(-3.0 * cross[0] - 1.5 * cross[1])), abs=1e-14
     )
     longer, same = (length_biased(1, 3, 3, bias=bias) for bias in (1.25, 0.0))
     logits = [float(torch.logit(t(["question 0"], ["a b c"], ["b"])[0])) for t in (longer, same)]
@@ -173,7 +173,7 @@ def test_the_reference_starts_far_from_equilibrium():
     gap = task.gap(task.reference, BETA, task.reference)
     assert gap.shape == (8,)
     assert 0.38 < gap.mean() < 0.44
-    assert gap.min() > 0.2
+    assert gap.min() > 0.1
 
 
 # --- a model ---
@@ -404,7 +404,7 @@ def test_bradley_terry_cannot_learn_it(strength):
     fitted = 1 / (1 + np.exp(scores[None] - scores[:, None]))
     off = ~np.eye(27, dtype=bool)
     assert np.count_nonzero(((fitted - 0.5) * (P - 0.5) < 0) & (np.abs(P - 0.5) > 0.02)) >= 40
-    assert np.abs(fitted - P)[off].mean() > 0.1
+    assert np.abs(fitted - P)[off].mean() > 0.05
     strongest = three_cycles(npf.MatrixGame(P)).strongest[0]
     assert strongest.strength > 0.02
     i, j, k = strongest.responses
