@@ -16,7 +16,18 @@ from time import perf_counter
 for pool in ("OPENBLAS", "MKL", "OMP", "NUMBA", "RAYON"):
     os.environ[f"{pool}_NUM_THREADS"] = "1"
 
-GROUPS = ("exact", "regularised", "iterate", "batch", "threads", "footprint", "markov", "markov_exact", "llm")
+GROUPS = (
+    "exact",
+    "regularised",
+    "iterate",
+    "batch",
+    "threads",
+    "footprint",
+    "markov",
+    "markov_exact",
+    "llm",
+    "llm_online",
+)
 
 
 def main(names: list[str]) -> int:

@@ -7,15 +7,16 @@ these numbers alone, neither on the batch that it is drawn in nor on how many pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from nashpref.llm.data import Text
-from nashpref.llm.encoding import Encoded, Encoder, Tokens, collate
+from nashpref.llm.encoding import Encoded, Encoder, Tokens
 from nashpref.llm.logprobs import (
     causal_model,
     check_temperature,
@@ -129,27 +130,42 @@ def sample(
     encoded = [encoder.encode_prompt(prompt, room=max_new_tokens) for prompt in prompts]
     device = causal_model(networks[0].model).device
     uniforms = uniforms.to(device)
-    decoders = [_Decoder(network, encoded, count, encoder.pad_id, device) for network in networks]
+    ids, padding = (each.to(device) for each in _left_padded(encoded, encoder.pad_id))
+    mask = (torch.arange(ids.shape[1] + max_new_tokens, device=device) >= padding[:, None]).long()
 
     rows = shape[0]
     drawn = torch.full(shape, encoder.pad_id, device=device)
     logps, log_z = torch.zeros(2, rows, device=device)
     open_rows = torch.ones(rows, dtype=torch.bool, device=device)
     lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-    for t in range(max_new_tokens):
-        log_p, z = _mix([decoder.logits() for decoder in decoders], weights, temperature, top_k)
-        token = _invert(log_p, uniforms[:, t]).masked_fill(~open_rows, encoder.pad_id)
-        chosen = log_p.gather(1, token[:, None]).squeeze(1)
-        logps += torch.where(open_rows, chosen, 0.0)
-        log_z += torch.where(open_rows, z, 0.0)
-        drawn[:, t] = token
-        lengths += open_rows
-        open_rows = open_rows & (token != encoder.end_id)
-        if t + 1 == max_new_tokens or not open_rows.any():
-            break
-        for decoder in decoders:
-            decoder.append(token)
-    return _samples(encoder, encoded, count, drawn.cpu(), lengths.cpu(), logps, log_z)
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(quietly(network.model))
+        if len(networks) == 1:  # none takes its place in between
+            stack.enter_context(networks[0].weights())
+            networks = [Network(networks[0].model)]
+        decoders = [_Decoder(network, mask) for network in networks]
+        logits = [decoder.start(ids, count) for decoder in decoders]
+        for t in range(max_new_tokens):
+            log_p, z = _mix(logits, weights, temperature, top_k)
+            token = _invert(log_p, uniforms[:, t]).masked_fill(~open_rows, encoder.pad_id)
+            chosen = log_p.gather(1, token[:, None]).squeeze(1)
+            logps += torch.where(open_rows, chosen, 0.0)
+            log_z += torch.where(open_rows, z, 0.0)
+            drawn[:, t] = token
+            lengths += open_rows
+            open_rows = open_rows & (token != encoder.end_id)
+            if t + 1 == max_new_tokens or not open_rows.any():
+                break
+            logits = [decoder.after(token) for decoder in decoders]
+    texts = _texts(encoder, drawn, lengths)
+    ids, padding = (each.repeat_interleave(count, dim=0) for each in (ids, padding))
+    return Samples(
+        [texts[row : row + count] for row in range(0, rows, count)],
+        _right_padded(ids, padding, drawn, lengths, encoder.pad_id),
+        logps,
+        log_z,
+    )
 
 
 def mixture_logps(
@@ -181,44 +197,67 @@ def mixture_logps(
 
 
 class _Decoder:
-    """One network in the middle of B·K completions: its cache, and the state that predicts the next token."""
+    """One network in the middle of B·K completions, with its cache; for use within `quietly`."""
 
-    def __init__(
-        self, network: Network, prompts: Sequence[Encoded], count: int, pad_id: int, device: torch.device
-    ) -> None:
+    def __init__(self, network: Network, mask: Tensor) -> None:
         self.network, self.causal = network, causal_model(network.model)
-        right = collate(prompts, pad_id)
-        lengths = right.attention_mask.sum(dim=1, keepdim=True)
-        width = right.input_ids.shape[1]
-        # Padding goes to the left, so that all prompts end in the same column.
-        source = torch.arange(width) - (width - lengths)
-        mask = (source >= 0).long()
-        ids = right.input_ids.gather(1, source.clamp(min=0)).masked_fill(mask == 0, pad_id)
-        self.mask = mask.to(device)
-        output = self._read(ids.to(device), None)
-        self.cache = output.past_key_values
+        # Of all the tokens that there is room for.
+        self.mask, self.positions = mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+        self.positioned = takes_positions(self.causal)
+        self.cache: Any = None
+        self.width = 0
+
+    def start(self, ids: Tensor, count: int) -> Tensor:
+        """Read the B prompts; the logits of the first token, `(B·K, V)`."""
+        with self.network.weights():
+            logits = logits_of(self.causal, self._read(ids).repeat_interleave(count, dim=0))
         if count > 1:
             self.cache.batch_repeat_interleave(count)
         self.mask = self.mask.repeat_interleave(count, dim=0)
-        self.states = output[0][:, -1].repeat_interleave(count, dim=0)
+        self.positions = self.positions.repeat_interleave(count, dim=0)
+        return logits
 
-    def logits(self) -> Tensor:
-        """Of the next token, `(B·K, V)`."""
-        with self.network.weights(), quietly(self.network.model):
-            return logits_of(self.causal, self.states)
+    def after(self, token: Tensor) -> Tensor:
+        """Read one token more in every row; the logits of the next."""
+        with self.network.weights():
+            return logits_of(self.causal, self._read(token[:, None]))
 
-    def append(self, token: Tensor) -> None:
-        """Read one token more in every row."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
-        self.states = self._read(token[:, None], self.cache)[0][:, -1]
+    def _read(self, ids: Tensor) -> Tensor:
+        """The states of the last of `ids`, `(N, d)`."""
+        start, self.width = self.width, self.width + ids.shape[1]
+        options: dict[str, Any] = {"attention_mask": self.mask[:, : self.width]}
+        if self.positioned:
+            options["position_ids"] = self.positions[:, start : self.width]
+        output = self.causal.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True, **options)
+        self.cache = output.past_key_values
+        states: Tensor = output[0][:, -1]
+        return states
 
-    def _read(self, ids: Tensor, cache: Any) -> Any:
-        options: dict[str, Any] = {"attention_mask": self.mask, "past_key_values": cache, "use_cache": True}
-        if takes_positions(self.causal):
-            positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
-            options["position_ids"] = positions[:, -ids.shape[1] :]
-        with self.network.weights(), quietly(self.network.model):
-            return self.causal.base_model(input_ids=ids, **options)
+
+def _left_padded(prompts: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids `(B, T)` of prompts that all end in the last column, and the padding before each, `(B,)`."""
+    rows = [torch.tensor(prompt.ids, dtype=torch.int64) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
+    return ids, ids.shape[1] - torch.tensor([len(row) for row in rows])
+
+
+def _right_padded(prompts: Tensor, padding: Tensor, drawn: Tensor, lengths: Tensor, pad_id: int) -> Tokens:
+    """Prompts, each with so many of its drawn tokens as its completion."""
+    ids = torch.cat([prompts, drawn], dim=1)
+    start = (prompts.shape[1] - padding)[:, None]
+    end = start + lengths[:, None]
+    column = torch.arange(int(end.max()), device=ids.device)
+    attended = column < end
+    ids = ids.gather(1, (column + padding[:, None]).clamp(max=ids.shape[1] - 1))
+    return Tokens(ids.masked_fill(~attended, pad_id), attended.long(), attended & (column >= start))
+
+
+def _texts(encoder: Encoder, drawn: Tensor, lengths: Tensor) -> list[str]:
+    """What the completions say, without the end-of-sequence token."""
+    rows = [row[:n] for row, n in zip(drawn.tolist(), lengths.tolist(), strict=True)]
+    said = [row[:-1] if row[-1] == encoder.end_id else row for row in rows]
+    texts: list[str] = encoder.tokenizer.batch_decode(said)
+    return texts
 
 
 def _factors(policy: nn.Module | Mixture) -> tuple[list[Network], list[float]]:
@@ -246,24 +285,3 @@ def _invert(log_p: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = log_p.double().exp().cumsum(dim=-1)
     wanted = uniforms.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=log_p.shape[-1] - 1)
-
-
-def _samples(
-    encoder: Encoder,
-    prompts: Sequence[Encoded],
-    count: int,
-    drawn: Tensor,
-    lengths: Tensor,
-    logps: Tensor,
-    log_z: Tensor,
-) -> Samples:
-    rows, texts = [], []
-    for b, prompt in enumerate(prompts):
-        completions: list[str] = []
-        for row in range(b * count, (b + 1) * count):
-            ids = drawn[row, : lengths[row]].tolist()
-            rows.append(Encoded([*prompt.ids, *ids], prompt.start, dropped=prompt.dropped))
-            text = ids[:-1] if ids[-1] == encoder.end_id else ids
-            completions.append(str(encoder.tokenizer.decode(text)))
-        texts.append(completions)
-    return Samples(texts, collate(rows, encoder.pad_id).to(logps.device), logps, log_z)

@@ -13,8 +13,6 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from nashpref.llm.encoding import Encoded, Encoder, Tokens, collate
 
-ROWS = 64  # sequences put through the backbone at once when a model is asked
-
 
 class HeadConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """The backbone's configuration.
@@ -105,6 +103,11 @@ class HeadModel(PreTrainedModel):
     def outputs(self) -> int:
         """Numbers that the head gives for a sequence."""
         return 1
+
+    @property
+    def at_once(self) -> int:
+        """Sequences put through the backbone together when the model is asked; a CPU's cache holds few."""
+        return 16 if self.device.type == "cpu" else 64
 
     @property
     def encoder(self) -> Encoder:

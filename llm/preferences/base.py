@@ -17,7 +17,7 @@ from torch import Tensor
 from nashpref.llm.data import Pair, Text
 from nashpref.llm.encoding import Encoded, EncodedPair, Tokens
 from nashpref.llm.logprobs import quietly
-from nashpref.llm.preferences.backbone import ROWS, HeadConfig, HeadModel, at, chunks
+from nashpref.llm.preferences.backbone import HeadConfig, HeadModel, at, chunks
 from nashpref.policies import FloatArray
 
 
@@ -91,7 +91,7 @@ class PreferenceModel(HeadModel, ABC):  # type: ignore[no-untyped-call]
         logits = torch.empty(len(pairs))
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]))
         with quietly(self):
-            for part in chunks(order, ROWS // 2):
+            for part in chunks(order, self.at_once // 2):
                 ordered = [(pairs[i].chosen, pairs[i].rejected)[:: int(signs[i]) or 1] for i in part]
                 rows = [first for first, _ in ordered] + [second for _, second in ordered]
                 logits[part] = self.pair_logits(self._collate(rows)).cpu()
@@ -114,7 +114,9 @@ class PreferenceModel(HeadModel, ABC):  # type: ignore[no-untyped-call]
     def features_of(self, rows: Sequence[Encoded]) -> Tensor:
         """`features` of N ≥ 1 sequences, on the CPU; without gradients or dropout."""
         with quietly(self):
-            return torch.cat([self.features(self._collate(part)).cpu() for part in chunks(rows, ROWS)])
+            return torch.cat(
+                [self.features(self._collate(part)).cpu() for part in chunks(rows, self.at_once)]
+            )
 
     def _pooled(self, states: Tensor, tokens: Tokens) -> Tensor:
         """The hidden state that stands for each sequence, `(B, d)`."""

@@ -18,7 +18,7 @@ from nashpref.llm.data import Outcome, Steps, Text
 from nashpref.llm.encoding import Encoded, Tokens, collate
 from nashpref.llm.logprobs import quietly
 from nashpref.llm.losses.rewards import NO_LABEL
-from nashpref.llm.preferences.backbone import ROWS, HeadConfig, HeadModel, at, chunks
+from nashpref.llm.preferences.backbone import HeadConfig, HeadModel, at, chunks
 
 
 class RewardConfig(HeadConfig):  # type: ignore[no-untyped-call]
@@ -64,7 +64,8 @@ class RewardModel(HeadModel, ABC):  # type: ignore[no-untyped-call]
         examples = [self.example(x, y) for x, y in zip(prompts, responses, strict=True)]
         rewards = torch.empty(len(examples))
         with quietly(self):
-            for part in chunks(sorted(range(len(examples)), key=lambda i: len(examples[i])), ROWS):
+            order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+            for part in chunks(order, self.at_once):
                 batch = self.collate([examples[i] for i in part]).to(self.device)
                 rewards[part] = self.rewards(batch).cpu()
         return rewards
