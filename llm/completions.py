@@ -29,9 +29,12 @@ without any truncation that the trainer does not know of.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A prompt of the data set, and its place there, which decides what is drawn for it."""
+    """A prompt of the data set, and its place there, which decides what is drawn for it.
+
+    Equal to itself alone: prompts may be lists, which have no hash.
+    """
 
     index: int
     prompt: Text
@@ -86,8 +89,8 @@ class CompletionSpace:
         seed: int = 0,
         offload: bool = False,
     ) -> None:
-        if samples < 2:
-            raise ValueError(f"samples = {samples}: responses are compared, so at least 2 are needed")
+        if samples < 1:
+            raise ValueError(f"samples = {samples}: at least 1 response is needed")
         check_model(model)
         self.model, self.encoder, self.preference = model, encoder, preference
         self.samples, self.max_new_tokens = samples, max_new_tokens

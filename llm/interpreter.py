@@ -11,7 +11,7 @@ at all: a copy, or a mixture to be sampled from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -142,8 +142,9 @@ class MirrorObjective(nn.Module):
         self._fitted: dict[tuple[Any, ...], Fitted] = {}  # of the prompts in use, made at step _fitted_at
         self._fitted_at = -1
         self.network = space.store.model  # a submodule, so that its parameters are found
-        self.start = space.store.take()
-        self.policies: dict[str, Policy] = {"reference": space.store.base(), "current": self.start}
+        base = space.store.base
+        self.start = base if base.tensors is not None else space.store.take()  # new adapters may differ
+        self.policies: dict[str, Policy] = {"reference": base, "current": self.start}
         self.round = self.place = self.count = self.taken = 0
         self.report: dict[str, float] = {}
         self._next_fit()
@@ -326,7 +327,9 @@ class MirrorObjective(nn.Module):
         draws = space.draw(None, prompts, self.taken, 0)
         logps = space.logps(None, draws)
         with torch.no_grad():
-            known = self._scores(draws, None)
+            # Where fitting begins the network is a policy that has a name, and need not be asked again.
+            now = self._start_of(step) if self.count == 0 else None
+            known = self._scores(replace(draws, logps=logps.detach()), now)
             payoffs = self._payoffs(draws, prompts, self.taken, {})
             gain = torch.stack([float(g) * payoffs[name] for name, g in step.payoffs.items()]).sum(dim=0)
             for name, weight in step.anchors.items():

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from nashpref.llm.logprobs import adapters_disabled, has_adapters
+from nashpref.llm.sharding import like, whole
 from nashpref.mirror import MirrorStep
 
 
@@ -52,40 +54,51 @@ class Store:
 
     def __init__(self, model: nn.Module, *, offload: bool = False) -> None:
         self.model, self.offload = model, offload
-        self.trained = [p for p in model.parameters() if p.requires_grad]
         if not self.trained:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
 
-    def take(self) -> Weights:
-        """The network's weights as they are now."""
-        device = torch.device("cpu") if self.offload else None
-        return Weights(tuple(p.detach().to(device=device, copy=True) for p in self.trained))
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Its trained parameters; others once it is sharded, and yet others whenever it is put together."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
+    def take(self) -> Weights:
+        """The network's weights as they are now, whole ones even where it is sharded."""
+        device = torch.device("cpu") if self.offload else None
+        return Weights(tuple(whole(p.detach()).to(device=device, copy=True) for p in self.trained))
+
+    @cached_property
     def base(self) -> Weights:
-        """What the network was before it is trained: under PEFT its base, else its weights now."""
+        """What the network was before training: under PEFT its base, else its weights when first asked."""
         return Weights(None) if has_adapters(self.model) else self.take()
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
         """Put weights into the network, for training to go on from there."""
         for parameter, tensor in zip(self.trained, weights.tensors or (), strict=True):
-            parameter.copy_(tensor)
+            parameter.copy_(like(parameter, tensor))
 
     @contextmanager
     def loaded(self, weights: Weights) -> Iterator[None]:
-        """Within, the network has these weights, by pointer: nothing is copied."""
+        """Within, the network has these weights, by pointer: nothing is copied.
+
+        Autocast keeps casts of weights by their parameter, not by what it points to: they are thrown away.
+        """
         if weights.tensors is None:
             with adapters_disabled(self.model):
                 yield
             return
-        own = [p.data for p in self.trained]
+        trained = self.trained
+        own = [p.data for p in trained]
         try:
-            for parameter, tensor in zip(self.trained, weights.tensors, strict=True):
+            for parameter, tensor in zip(trained, weights.tensors, strict=True):
                 parameter.data = tensor.to(parameter.device)
+            torch.clear_autocast_cache()
             yield
         finally:
-            for parameter, data in zip(self.trained, own, strict=True):
+            for parameter, data in zip(trained, own, strict=True):
                 parameter.data = data
+            torch.clear_autocast_cache()
 
 
 def mixed(step: MirrorStep, policies: Mapping[str, Policy]) -> Policy:
@@ -102,6 +115,7 @@ def mixed(step: MirrorStep, policies: Mapping[str, Policy]) -> Policy:
         policy = policies[name]
         for part, share in policy.parts if isinstance(policy, Blend) else ((policy, 1.0),):
             flat[part] = flat.get(part, 0.0) + share * float(weight)
+    flat = {part: weight for part, weight in flat.items() if weight}  # none is sampled from for nothing
     if len(flat) == 1:
         return next(iter(flat))
     return average(flat) if step.to in step.anchors else Blend(tuple(flat.items()))

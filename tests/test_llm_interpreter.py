@@ -158,7 +158,8 @@ def test_the_policy_gradient_is_that_of_payoff_less_kl(rule):
     """The expectation over both of two draws, by enumeration, away from where the round began."""
     game, mu = game_and_reference(1, B=1, n=4)
     space = FixedDraws(TabularPolicy(mu), game)
-    objective = MirrorObjective(space, rule, estimator="policy_gradient")
+    objective = MirrorObjective(space, rule, updates=2, estimator="policy_gradient")
+    objective.advance({})
     with torch.no_grad():
         space.policy.logits += torch.tensor([[0.5, -0.3, 0.2, 0.0]])
     pi = space.policy().exp()[0]
