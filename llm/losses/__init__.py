@@ -12,7 +12,8 @@ One naming scheme for all:
 Only the first two carry a gradient; the others are constants. The mean over examples is the caller's.
 
 Every method that takes a mirror step is a special case of `pairwise_regression`, for any `MirrorStep` of
-`nashpref.rules`, or of the logistic loss of `dpo`.
+`nashpref.rules`, or of the logistic loss of `dpo`. What RLHF is made of has other shapes, and is a module of
+its own: `nashpref.llm.losses.policy_gradient`.
 """
 
 from nashpref.llm.losses.offline import c2_dpo, chi_po, dpo, ipo, robust_dpo, sft
