@@ -237,6 +237,29 @@ class Task:
             )
         return regularised_gap(log_policy(pi), q, beta, log_policy(mu))
 
+    def metrics(
+        self, beta: float = 0.0, reference: nn.Module | ArrayLike | None = None
+    ) -> Callable[[nn.Module], dict[str, float]]:
+        """What a trainer's `compute_metrics` takes: the exact gaps of a model, averaged over the prompts.
+
+        `gap` is that of the regularised game, `gap/unregularised` the original game's (the same with β = 0,
+        and left out then), and `leak` the probability of what is no response.
+
+        Args:
+            beta, reference: as of `gap`. The probabilities of a model are taken at once: it may be the one
+                that is trained.
+        """
+        mu = None if reference is None else self._policy(reference, "reference")
+        if check_beta(beta) > 0.0 and mu is None:
+            raise ValueError(f"beta = {beta} needs reference=, a model or its probabilities")
+
+        def measure(model: nn.Module) -> dict[str, float]:
+            pi = self.policy(model)
+            found = {"gap": float(self.gap(pi, beta, mu).mean()), "leak": float(pi[:, -1].mean())}
+            return found | ({"gap/unregularised": float(self.gap(pi).mean())} if beta > 0.0 else {})
+
+        return measure
+
     # --- data ---
 
     @cached_property

@@ -13,6 +13,7 @@ from torch import nn
 from nashpref.llm.completions import Generate
 from nashpref.llm.interpreter import Estimator, MirrorObjective
 from nashpref.llm.online import OnlineConfig, OnlineTrainer
+from nashpref.llm.opponents import Pool
 from nashpref.llm.policies import Blend, Weights
 from nashpref.llm.preferences.adapters import Preference
 from nashpref.mirror import UpdateRule
@@ -45,6 +46,8 @@ class NashConfig(OnlineConfig):
         super().__post_init__()
         if self.rounds < 1 or self.updates < 1:
             raise ValueError(f"rounds = {self.rounds}, updates = {self.updates}: 1 of each is the least")
+        if self.samples < 2:
+            raise ValueError(f"samples = {self.samples}: responses are compared, so at least 2 are needed")
         if self.estimator == "on_policy" and self.mixture == "sequence":
             raise ValueError(
                 "estimator = 'on_policy' needs responses that are really drawn from the opponent, and those "
@@ -67,7 +70,7 @@ class NashTrainer(OnlineTrainer):
         preference: `(prompts, a, b) -> probabilities`: a preference model, or one of the adapters of
             `nashpref.llm.preferences`.
         args: see `NashConfig`.
-        train_dataset, processing_class, eval_dataset, compute_metrics, generate: see `OnlineTrainer`.
+        train_dataset, processing_class, eval_dataset, compute_metrics, generate, pool: see `OnlineTrainer`.
 
     Raises:
         ValueError: a mistake in one of them; nothing has been written.
@@ -87,6 +90,7 @@ class NashTrainer(OnlineTrainer):
         eval_dataset: Any = None,
         compute_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         generate: Generate | None = None,
+        pool: Pool | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -98,6 +102,7 @@ class NashTrainer(OnlineTrainer):
             eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
             generate=generate,
+            pool=pool,
         )
         self.rule, self.rounds, self.updates = rule, args.rounds, args.updates
         self.objective = MirrorObjective(
@@ -124,14 +129,14 @@ class NashTrainer(OnlineTrainer):
 
     def options(self) -> Mapping[str, Any]:
         """The rule."""
-        return {"rule": _describe(self.rule)}
+        return {"rule": _describe(self.rule, self.rounds)}
 
 
-def _describe(rule: UpdateRule) -> dict[str, Any]:
-    """The rule in JSON; of a schedule, its values at the first rounds."""
+def _describe(rule: UpdateRule, rounds: int) -> dict[str, Any]:
+    """The rule in JSON; of a callable, its values in all rounds."""
     described: dict[str, Any] = {"name": type(rule).__name__}
     options: Any = rule if dataclasses.is_dataclass(rule) else None
     for field in dataclasses.fields(options) if options else ():
         value = getattr(rule, field.name)
-        described[field.name] = [float(value(t)) for t in range(8)] if callable(value) else value
+        described[field.name] = [float(value(t)) for t in range(rounds)] if callable(value) else value
     return described

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -18,14 +17,14 @@ from nashpref.llm.completions import Asked, CompletionSpace, Generate
 from nashpref.llm.data import Text, read
 from nashpref.llm.encoding import Encoder
 from nashpref.llm.inputs import Lora
+from nashpref.llm.opponents import EVALUATION as EVALUATION
+from nashpref.llm.opponents import Opponents, Pool
 from nashpref.llm.policies import Weights
 from nashpref.llm.preferences.adapters import Preference
 from nashpref.llm.training import TrainConfig, fit, make_accelerator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-EVALUATION = 1 << 16  # streams of random numbers that training does not draw from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +67,12 @@ class OnlineTrainer(ABC):
         processing_class: the tokenizer; loaded with the model where that is a name.
         preference: `(prompts, a, b) -> probabilities`, which of two responses wins.
         mixture: see `CompletionSpace`.
-        eval_dataset: prompts on which win-rates are measured.
+        eval_dataset: prompts on which win-rates are measured, against `reference`, what training started
+            from, `previous`, the policy at the evaluation before, and the pool.
         compute_metrics: called with the model, in which the policy's weights are then, at each evaluation;
             what it returns is logged. For a task whose responses can be listed: its exact gap.
         generate: sample with this in place of `nashpref.llm.sampling.sample`.
+        pool: names of further opponents, each a model with the same tokenizer, or a folder or name.
 
     Raises:
         ValueError: a mistake in one of them; nothing has been written.
@@ -89,6 +90,7 @@ class OnlineTrainer(ABC):
         eval_dataset: Any = None,
         compute_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         generate: Generate | None = None,
+        pool: Pool | None = None,
     ) -> None:
         if isinstance(model, str | Path):
             from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -118,13 +120,22 @@ class OnlineTrainer(ABC):
             seed=args.seed,
             offload=args.offload,
         )
-        self._start = self.space.store.base()
-        self.prompts = _asked(train_dataset, encoder, args.max_new_tokens)
-        self.eval_prompts = () if eval_dataset is None else _asked(eval_dataset, encoder, args.max_new_tokens)
+        self.prompts = read_prompts(train_dataset, encoder, args.max_new_tokens)
+        self.eval_prompts: Sequence[Asked] = ()
+        if eval_dataset is not None:
+            self.eval_prompts = read_prompts(eval_dataset, encoder, args.max_new_tokens)
+        self.opponents: Opponents | None = None
+        if self.eval_prompts:
+            start, output = self.space.store.base, Path(args.output)
+            self.opponents = Opponents(
+                self.space, self.eval_prompts, start, output, pool, batch_size=args.batch_size
+            )
+        elif pool:
+            raise ValueError(f"pool = {list(pool)} needs eval_dataset=, prompts to compare responses on")
         self.compute_metrics = compute_metrics
 
     objective: nn.Module
-    """What is minimised; a `Progressing` one."""
+    """What is minimised; a `Progressing` one that counts the steps that were `taken`."""
 
     @property
     @abstractmethod
@@ -139,15 +150,18 @@ class OnlineTrainer(ABC):
     def options(self) -> Mapping[str, Any]:
         """What defines the run beside `args`, as JSON."""
 
-    def train(self, *, progress: bool = True) -> list[dict[str, float]]:
+    def train(
+        self, *, options: Mapping[str, Any] | None = None, progress: bool = True
+    ) -> list[dict[str, float]]:
         """Run to the end, going on from the newest checkpoint in `args.output`; the logged metrics.
 
-        In the end the model has the weights of `current()`.
+        In the end the model has the weights of `current()`. `options` describe the run in its folder, in
+        place of `options()`.
 
         Raises:
             ValueError, NonFiniteLoss, OSError, Interrupted: see `nashpref.llm.training.fit`.
         """
-        args = dataclasses.replace(self.args, max_steps=self.steps)
+        args = self.args
         lengths = [len(asked) for asked in self.prompts]
         log = fit(
             self.objective,
@@ -156,19 +170,23 @@ class OnlineTrainer(ABC):
             list,
             args,
             accelerator=self.accelerator,
-            evaluate=self.evaluate if self.eval_prompts or self.compute_metrics else None,
-            options=self.options(),
+            evaluate=self._evaluate if self.eval_prompts or self.compute_metrics else None,
+            options=self.options() if options is None else options,
+            steps=self.steps,
             progress=progress,
         )
         self.space.store.load(self.current())
         return log
 
     def evaluate(self) -> dict[str, float]:
-        """Of `current()`: `win_rate/reference`, against what training started from, and your metrics."""
+        """Of `current()`: `win_rate/<opponent>` with `…/low` and `…/high`, and your metrics.
+
+        See `nashpref.llm.opponents.Opponents.win_rates`.
+        """
         metrics: dict[str, float] = {}
         current = self.current()
-        if self.eval_prompts:
-            metrics["win_rate/reference"] = self._win_rate(current, self._start)
+        if self.opponents is not None:
+            metrics |= self.opponents.win_rates(current, cast("int", self.objective.taken))
         if self.compute_metrics is not None:
             with self.space.store.loaded(current):
                 metrics |= self.compute_metrics(self.model)
@@ -188,17 +206,15 @@ class OnlineTrainer(ABC):
             write_folder(Path(output), write)
         self.accelerator.wait_for_everyone()
 
-    def _win_rate(self, policy: Weights, opponent: Weights) -> float:
-        total = 0.0
-        for start in range(0, len(self.eval_prompts), self.args.batch_size):
-            prompts = self.eval_prompts[start : start + self.args.batch_size]
-            ours = self.space.draw(policy, prompts, 0, EVALUATION)
-            theirs = self.space.draw(opponent, prompts, 0, EVALUATION + 1)
-            total += float(self.space.win_rates(ours, theirs).mean(dim=(1, 2)).sum())
-        return total / len(self.eval_prompts)
+    def _evaluate(self) -> dict[str, float]:
+        """In a run, whose folder keeps the responses that were drawn."""
+        metrics = self.evaluate()
+        if self.opponents is not None and self.accelerator.is_main_process:
+            self.opponents.keep()
+        return metrics
 
 
-def _asked(dataset: Any, encoder: Encoder, room: int) -> list[Asked]:
+def read_prompts(dataset: Any, encoder: Encoder, room: int) -> list[Asked]:
     """Prompts of records, rows, or plain texts and chats."""
     rows = [] if isinstance(dataset, str | Path) else list(dataset)
     if rows and isinstance(rows[0], str | list | tuple):
