@@ -111,6 +111,8 @@ def iterate(
     """
     if not prompts:
         raise ValueError("there are no prompts to sample from")
+    if config.shard:
+        raise ValueError("train.shard: weights in pieces are not kept from round to round; use method: nash")
     options = {"rounds": dataclasses.asdict(rounds), **(options or {})}
     check_output(config, options)
     accelerator = accelerator or make_accelerator(config)

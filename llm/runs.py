@@ -26,13 +26,16 @@ from torch import nn
 
 from nashpref.llm import checkpoints
 from nashpref.llm.checkpoints import Checkpoint
+from nashpref.llm.sharding import like, shard, together, whole
 
 if TYPE_CHECKING:
     from nashpref.llm.training import TrainConfig
 
 CHECKPOINTS, METRICS, CONFIG, ENVIRONMENT = "checkpoints", "metrics.jsonl", "config.json", "env.json"
 
-FREE_TO_CHANGE = {"output", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers"}
+FREE_TO_CHANGE = {
+    "output", "log_every", "eval_every", "save_every", "keep_checkpoints", "trackers", "shard"
+}  # fmt: skip
 """Options that a resumed run may have different from the one it continues."""
 
 
@@ -76,8 +79,10 @@ class Progressing(Protocol):
 class NonFiniteLoss(ArithmeticError):
     """The loss or its gradient became NaN or infinite; the step was not taken, and checkpoints are sound."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}: not taken; lower learning_rate, or look at the examples")
+    def __init__(self, what: str, batch: Path | None = None) -> None:
+        where = f" in {batch}" if batch else ""
+        super().__init__(f"{what}: not taken; lower learning_rate, or look at the examples{where}")
+        self.what, self.batch = what, batch
 
 
 def check_output(config: TrainConfig, options: Mapping[str, Any] | None = None) -> None:
@@ -100,13 +105,14 @@ class Run:
         batches: Batches,
         config: TrainConfig,
         options: Mapping[str, Any] | None,
+        steps: int | None = None,
     ) -> None:
         from transformers import PreTrainedModel, get_scheduler
 
         set_seed(config.seed, device_specific=True)  # processes with the same dropout would be one
         self.accelerator, self.objective, self.batches, self.config = accelerator, objective, batches, config
         self.options = _options(config, options)
-        self.steps, self.step = config.max_steps or config.epochs * len(batches), 0
+        self.steps, self.step = steps or config.max_steps or config.epochs * len(batches), 0
         self.folder = Path(config.output) / CHECKPOINTS
         objective.train()
         if config.gradient_checkpointing:
@@ -115,6 +121,9 @@ class Run:
                     # Its name until transformers 5 is deprecated there.
                     new = getattr(module, "activation_checkpointing_enable", None)
                     (new or module.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.sharded = config.shard and accelerator.num_processes > 1
+        if self.sharded:
+            shard(objective, accelerator.device, accelerator.num_processes)
         self.trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         if not self.trained:
             raise ValueError("no parameter of the objective requires a gradient: there is nothing to train")
@@ -126,16 +135,21 @@ class Run:
         ]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
         self.scheduler = get_scheduler(config.schedule, self.optimizer, config.warmup_steps, self.steps)
-        self.prepared, self.prepared_optimizer = accelerator.prepare(objective, self.optimizer)
+        # A sharded objective exchanges gradients by itself: it is not to be wrapped for that.
+        self.prepared: Any = accelerator.prepare_model(objective, evaluation_mode=self.sharded)
+        self.prepared_optimizer = accelerator.prepare(self.optimizer)
 
     def synchronised(self, *, last: bool) -> Any:
         """Gradients are exchanged between processes after the last piece of a step only."""
+        if self.sharded:
+            self.prepared.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared)
 
     def update(self) -> dict[str, float]:
         """Take the step; the gradient's norm and the learning rate."""
         limit = self.config.max_grad_norm or math.inf
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.trained.values(), limit))
+        grad_norm = float(whole(self.accelerator.clip_grad_norm_(self.trained.values(), limit)))
         if not math.isfinite(grad_norm) and self.accelerator.scaler is None:  # which skips such steps itself
             raise NonFiniteLoss(f"the gradient's norm is {grad_norm} at step {self.step + 1}")
         learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -158,7 +172,7 @@ class Run:
         generators = _generators()
         self.objective.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), together(self.objective):
                 return {f"eval/{name}": float(value) for name, value in evaluate().items()}
         finally:
             self.objective.train()
@@ -168,11 +182,12 @@ class Run:
         """Write a checkpoint (the main process does) and wait until it is there."""
         generators = gather_object([_generators()])
         path, failure = self.folder / f"{checkpoints.PREFIX}{self.step:08d}", []
+        trained = {name: whole(parameter.detach()) for name, parameter in self.trained.items()}
+        tensors: dict[str, checkpoints.Tensors] = {
+            "model": {**trained, **self._buffers()},
+            "optimizer": self._optimizer_tensors(),
+        }
         if self.accelerator.is_main_process:
-            tensors: dict[str, checkpoints.Tensors] = {
-                "model": {**self.trained, **self._buffers()},
-                "optimizer": self._optimizer_tensors(),
-            }
             for rank, (states, _) in enumerate(generators):
                 tensors[f"generators-{rank}"] = states
             scaler = self.accelerator.scaler
@@ -240,14 +255,14 @@ class Run:
             )
         with torch.no_grad():
             for name, tensor in tensors.items():
-                ours[name].copy_(tensor)
+                ours[name].copy_(like(ours[name], tensor))
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         return {
-            f"{i}.{name}": value
+            f"{i}.{name}": whole(value)
             for i, parameter in enumerate(self._parameters())
             for name, value in self.optimizer.state[parameter].items()
         }
@@ -257,8 +272,7 @@ class Run:
         for key, value in tensors.items():
             i, _, name = key.partition(".")
             parameter = parameters[int(i)]
-            place = value.device if name == "step" else parameter.device
-            self.optimizer.state[parameter][name] = value.to(place)
+            self.optimizer.state[parameter][name] = value if name == "step" else like(parameter, value)
         # A scheduler that is loaded leaves the rates of its optimizer as they were.
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr

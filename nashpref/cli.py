@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,26 +18,8 @@ import numpy as np
 
 import nashpref as npf
 from nashpref.mirror import Geometry, UpdateRule
+from nashpref.named_rules import RULES, make_rule, nearest
 from nashpref.report import report
-
-RULES: dict[str, Callable[..., UpdateRule]] = {
-    "best-response": npf.BestResponse,
-    "comal": npf.COMAL,
-    "egpo": npf.EGPO,
-    "gda": npf.GDA,
-    "mmd": npf.MMD,
-    "mnpo": npf.MNPO,
-    "mpo": npf.MPO,
-    "mtpo": npf.MTPO,
-    "mtpo-tau": npf.MTPOTau,
-    "mwu": npf.MWU,
-    "nash-ema": npf.NashEMA,
-    "nash-md": npf.NashMD,
-    "nash-mp": npf.NashMP,
-    "ogda": npf.OGDA,
-    "ompo": npf.OMPO,
-    "onpo": npf.ONPO,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,7 +124,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         return 0
     for name in options.names:
         if name not in EXPERIMENTS:
-            raise ValueError(f"no experiment {name!r}{_nearest(name, EXPERIMENTS)}; --list shows them all")
+            raise ValueError(f"no experiment {name!r}{nearest(name, EXPERIMENTS)}; --list shows them all")
     names, out = options.names or list(EXPERIMENTS), Path(options.out)
     for path in reproduce(names, size=options.size, out=out, data=options.data, progress=True):
         print(f"wrote {path}")
@@ -191,7 +172,7 @@ def _zoo(options: argparse.Namespace) -> int:
             print(f"{name:<{width}}  {example.title}")
         return 0
     if options.name not in examples.EXAMPLES:
-        near = _nearest(options.name, examples.EXAMPLES)
+        near = nearest(options.name, examples.EXAMPLES)
         raise ValueError(f"no game {options.name!r} in the zoo{near}; --list shows them all")
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed}: it must be ≥ 0")
@@ -249,43 +230,16 @@ def _has_records(path: str) -> bool:
 
 
 def _rule(name: str, options: argparse.Namespace) -> UpdateRule:
-    """The named rule with the given options; every mistake is named with what would fit."""
-    if name not in RULES:
-        raise ValueError(f"--rule {name}: no such rule{_nearest(name, RULES)}; rules: {', '.join(RULES)}")
-    make = RULES[name]
-    fields = {field.name: field for field in dataclasses.fields(make)}  # type: ignore[arg-type]
-    given = {key: value for key in ("beta", "eta") if (value := getattr(options, key)) is not None}
+    """The named rule with the given options."""
+    given: dict[str, object] = {
+        key: value for key in ("beta", "eta") if (value := getattr(options, key)) is not None
+    }
     for item in options.set:
         key, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item}: write it as NAME=VALUE")
-        given[key] = _value(key, value)
-    for key in given:
-        if key not in fields:
-            raise ValueError(
-                f"{name} has no option {key!r}{_nearest(key, fields)}; it has: {', '.join(fields)}"
-            )
-    for key, field in fields.items():
-        if key not in given and field.default is dataclasses.MISSING:
-            raise ValueError(f"{name} needs --{key}")
-    return make(**given)
-
-
-def _value(key: str, text: str) -> object:
-    """An option's value: an integer, a number, several numbers (comma), or a name."""
-    try:
-        if "," in text:
-            return tuple(float(part) for part in text.split(","))
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        if text.isidentifier():
-            return text
-        raise ValueError(f"--set {key}={text}: {text!r} is neither a number nor a name") from None
-
-
-def _nearest(name: str, names: object) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)  # type: ignore[call-overload]
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        given[key] = value
+    return make_rule(name, given)
 
 
 def _writable(options: argparse.Namespace, *names: str) -> list[str]:

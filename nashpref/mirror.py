@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from nashpref.policies import FloatArray
 
 Weight = float | FloatArray
-StepSize = float | Callable[[int], float]
+StepSize = float | Sequence[float] | Callable[[int], float]
 
 ANCHOR_TOLERANCE = 1e-9
 
@@ -107,14 +107,19 @@ class SteppedRule(ABC):
     """What the named rules share: one program, repeated with a constant or scheduled step size.
 
     Args:
-        eta: the step size η: a float, a callable of t = 0, 1, …, or None for the rule's theorem's own.
+        eta: the step size η: a float; η_0, η_1, … in a list, of which the last stays; a callable of
+            t = 0, 1, …; or None for the rule's theorem's own.
     """
 
     eta: StepSize | None = None
 
     def __post_init__(self) -> None:
         check_rule_beta(self)
-        self.steps(0)  # a step size that does not fit is refused here, not in the middle of a run
+        if self.eta is not None:
+            object.__setattr__(self, "eta", as_step_size(self.eta))
+        # A step size that does not fit is refused here, not in the middle of a run.
+        for t in range(len(self.eta) if isinstance(self.eta, tuple) else 1):
+            self.steps(t)
 
     @abstractmethod
     def program(self, eta: Weight) -> tuple[MirrorStep, ...]:
@@ -143,12 +148,29 @@ class SteppedRule(ABC):
         return self.program(self.step_size(t)) if callable(self._schedule) else self._constant
 
     @cached_property
-    def _schedule(self) -> StepSize:
-        return self.theorem_step() if self.eta is None else self.eta
+    def _schedule(self) -> float | Callable[[int], float]:
+        eta = self.theorem_step() if self.eta is None else self.eta
+        if isinstance(eta, Sequence):
+            values = tuple(eta)
+            return lambda t: values[min(t, len(values) - 1)]
+        return eta
 
     @cached_property
     def _constant(self) -> tuple[MirrorStep, ...]:
         return self.program(self.step_size(0))
+
+
+def as_step_size(eta: Any) -> StepSize:
+    """`eta`, with a list as a tuple, so that rules can be compared; `ValueError` for anything else."""
+    if callable(eta) or isinstance(eta, float | int | np.number):
+        return cast("StepSize", eta)
+    try:
+        values = () if isinstance(eta, str) else tuple(map(float, eta))
+    except (TypeError, ValueError):
+        values = ()
+    if not values:
+        raise ValueError(f"eta = {eta!r}: a number, a list of numbers or a callable of t is needed")
+    return values
 
 
 def toward_reference(name: str, weight: Weight) -> dict[str, Weight]:
@@ -188,7 +210,9 @@ def target_beta(rule: UpdateRule) -> float:
 
 
 def check_rule_beta(rule: object) -> None:
-    """Raise `ValueError` unless the rule's β, where it has one, is finite and ≥ 0."""
+    """Raise `ValueError` unless the rule's β, where it has one, is one number, finite and ≥ 0."""
     beta = getattr(rule, "beta", 0.0)
+    if not isinstance(beta, float | int | np.number):
+        raise ValueError(f"beta = {beta!r}: one number is needed, it is the game's; eta may be a list")
     if not (math.isfinite(beta) and beta >= 0.0):
         raise ValueError(f"beta = {beta}: the weight of the KL must be finite and ≥ 0")

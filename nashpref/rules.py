@@ -22,6 +22,7 @@ from nashpref.mirror import (
     SteppedRule,
     StepSize,
     Weight,
+    as_step_size,
     check_rule_beta,
     decreasing,
     toward_reference,
@@ -355,7 +356,8 @@ class COMAL:
 
     Args:
         beta: β > 0 of the inner games; smaller takes fewer, harder, outer steps.
-        eta: inner step; default the constant `4β/(1+4β²)`, under which the inner GDA converges linearly.
+        eta: inner step, of which a schedule begins anew in each inner game; default the constant
+            `4β/(1+4β²)`, under which the inner GDA converges linearly.
         every: inner steps between moves of the reference.
 
     Source: COMAL, arXiv:2410.23223, Theorem 1; as Magnetic Preference Optimization, arXiv:2410.16714,
@@ -372,6 +374,8 @@ class COMAL:
         check_rule_beta(self)
         if self.beta == 0.0:
             raise ValueError("beta = 0: the inner game of COMAL must be regularised")
+        if self.eta is not None:
+            object.__setattr__(self, "eta", as_step_size(self.eta))
         self.steps(0)
 
     @property

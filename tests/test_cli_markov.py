@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import nashpref as npf
-from nashpref.cli import RULES, main
+from nashpref.cli import main
 from nashpref.games import examples
+from nashpref.named_rules import RULES
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ import torch
 from nashpref.cli import main
 from nashpref.llm.command import read_method, train
 from nashpref.llm.methods import METHODS
+from nashpref.llm.methods.base import OneRun
+from nashpref.llm.methods.iterative import Iterative
+from nashpref.llm.methods.online import Online
 
 CONFIGS = Path(__file__).parents[1] / "experiments" / "configs"
 PAIRS = [
@@ -90,7 +93,7 @@ def logged(name, folder="out"):
     return [record[name] for record in records if name in record]
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("iterative")])
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if issubclass(kind, OneRun)])
 def test_every_method_learns_and_its_model_is_loaded_again(folder, method):
     out = train(read_method(configure(method)))
     assert logged("eval/loss")[-1] < logged("loss")[0]
@@ -268,28 +271,35 @@ def test_every_method_has_a_row_in_the_readme():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What `sft_cpu.yaml` and `general_preference_cpu.yaml` leave, which the rounds begin with."""
+    """What the others begin with."""
     folder = tmp_path_factory.mktemp("trained")
     with at_the_root():
-        return {name: run_config(f"{name}_cpu.yaml", folder / name) for name in ("sft", "general_preference")}
+        return {
+            name: run_config(f"{name}_cpu.yaml", folder / name, "train.max_steps=2")
+            for name in ("sft", "general_preference", "rankings")
+        }
 
 
 @pytest.mark.parametrize(("method", "config", "settings"), TABLE, ids=[method for method, _, _ in TABLE])
 def test_every_row_of_the_readme_runs(tmp_path, trained, method, config, settings):
     words = [word for word in settings.split() if word != "--set"]
-    if method.startswith("iterative"):
-        for option, name in (("model.name", "sft"), ("preference", "general_preference")):
+    if not issubclass(METHODS[method], OneRun):
+        judge = ("reward", "rankings") if method == "rlhf" else ("preference", "general_preference")
+        for option, name in (("model.name", "sft"), judge):
             assert f"results/{name}_cpu/model" in (CONFIGS / config).read_text()
             words.append(f"{option}={trained[name]}")
+    if issubclass(METHODS[method], Iterative):
         words += ["rounds.count=1", "rounds.max_new_tokens=4"]
+    online = issubclass(METHODS[method], Online)
+    words += ["train.rounds=1", "train.max_new_tokens=4"] if online else ["train.max_steps=2"]
     with at_the_root():
         assert run_config(config, tmp_path, *words) == tmp_path / "model"
     assert json.loads((tmp_path / "config.json").read_text())["method"] == method
 
 
 def run_config(name, output, *settings):
-    """Two steps of it, from where the README says."""
-    given = [*settings, "train.max_steps=2", f"train.output={output}"]
+    """It, from where the README says."""
+    given = [*settings, f"train.output={output}"]
     return train(read_method(f"experiments/configs/{name}", given))
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import nn
 
 from nashpref.llm.batching import LengthBuckets
-from nashpref.llm.encoding import Encoder, collate
+from nashpref.llm.completions import Asked
+from nashpref.llm.encoding import Encoder, Tokens, collate
 from nashpref.llm.objectives import Demonstrations
 from nashpref.llm.playground import tiny_causal_lm, tiny_tokenizer
+from nashpref.llm.postmortem import save_batch
 from nashpref.llm.training import Interrupted, NonFiniteLoss, TrainConfig, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other people's trackers
@@ -215,14 +218,59 @@ def test_a_loss_that_is_not_finite_is_named_and_the_step_not_taken(tmp_path, bad
     assert torch.isfinite(weights(objective)).all()
 
 
+def test_the_batch_is_kept_when_the_loss_is_not_finite(tmp_path):
+    """Exactly the examples of the step, which can be read without this library."""
+    examples = [*EXAMPLES[:29], (EXAMPLES[29][0], torch.tensor(math.nan))]
+    with pytest.raises(NonFiniteLoss) as caught:
+        run(tmp_path, examples=examples, batch_size=8, micro_batch_size=3)
+    kept = caught.value.batch
+    assert str(kept) in str(caught.value)
+    content = json.loads(kept.read_text())
+    step = int(kept.stem.removeprefix("nonfinite-"))
+    assert content["what"].startswith(f"loss = nan at step {step}, examples ")
+    order = order_again(0)
+    assert content["examples"] == list(order)[step - 1]
+    tensors = load_file(kept.with_suffix(".safetensors"))
+    x, y = together([examples[i] for i in content["examples"]])
+    assert torch.equal(tensors["batch.0"], x)
+    assert torch.equal(tensors["batch.1"].nan_to_num(7.0), y.nan_to_num(7.0))
+    assert content["batch"][0] == {"tensor": "batch.0", "shape": [8, 4]}
+
+
+def test_a_batch_of_texts_and_records_is_kept(tmp_path):
+    asked = Asked(3, [{"role": "user", "content": "why?"}], 5)
+    tokens = Tokens(*torch.arange(12).view(3, 2, 2))
+    kept = save_batch(tmp_path, "nonfinite-1", "loss = nan", [3], {"asked": [asked], "t": tokens, "f": print})
+    batch = json.loads(kept.read_text())["batch"]
+    assert batch["asked"] == [{"index": 3, "prompt": [{"role": "user", "content": "why?"}], "length": 5}]
+    assert batch["t"]["attention_mask"] == {"tensor": "batch.t.attention_mask", "shape": [2, 2]}
+    assert batch["f"] == repr(print)
+    assert load_file(tmp_path / "nonfinite-1.safetensors")["batch.t.attention_mask"].tolist() == [
+        [4, 5],
+        [6, 7],
+    ]
+
+
+def test_a_batch_that_cannot_be_kept_is_no_reason_to_hide_the_loss(tmp_path, capsys, monkeypatch):
+    def full(*words):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("nashpref.llm.training.save_batch", full)
+    with pytest.raises(NonFiniteLoss, match=r"look at the examples$"):
+        run(tmp_path, examples=[(x, y * math.nan) for x, y in EXAMPLES])
+    assert "the batch could not be kept: No space left" in capsys.readouterr().err
+
+
 def test_a_gradient_that_is_not_finite_is_named(tmp_path):
     class Root(Regression):
         def forward(self, batch):
             return {"loss": (self.net(batch[0])[:, 0] * 0.0).sqrt()}
 
     objective = Root()
-    with pytest.raises(NonFiniteLoss, match="gradient's norm is nan at step 1"):
+    with pytest.raises(NonFiniteLoss, match=r"norm is nan at step 1.*nonfinite-00000001\.json"):
         run(tmp_path, objective)
+    kept = json.loads((tmp_path / "nonfinite-00000001.json").read_text())
+    assert kept["examples"] == next(iter(order_again(0)))
     assert torch.isfinite(weights(objective)).all()
 
 

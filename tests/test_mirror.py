@@ -117,6 +117,30 @@ def test_a_schedule_that_turns_bad_is_refused_when_it_does() -> None:
         npf.GDA(beta=0.4, eta=lambda t: float(t + 1)).steps(2)
 
 
+def test_a_schedule_in_a_list() -> None:
+    listed = npf.NashMD(beta=0.5, eta=[2.0, 1.0, 0.5])
+    assert listed == npf.NashMD(beta=0.5, eta=(2.0, 1.0, 0.5))
+    assert hash(listed) == hash(npf.NashMD(beta=0.5, eta=(2.0, 1.0, 0.5)))
+    np.testing.assert_array_equal(listed.step_sizes(0, 5), [2.0, 1.0, 0.5, 0.5, 0.5])
+    other = npf.NashMD(beta=0.5, eta=lambda t: [2.0, 1.0, 0.5][min(t, 2)])
+    game = npf.zoo.comal()
+    np.testing.assert_array_equal(npf.solve(game, listed, 9).policy, npf.solve(game, other, 9).policy)
+    inner = npf.COMAL(beta=0.5, eta=[0.5, 0.25], every=3)
+    assert [float(inner.steps(t)[0].payoffs["current"]) for t in range(6)] == [0.5, 0.25, 0.25] * 2
+
+
+def test_a_list_that_is_no_schedule_is_refused_at_once() -> None:
+    for eta in ([], "fast", [0.5, "x"], [[0.5]]):
+        with pytest.raises(ValueError, match="a number, a list of numbers or a callable of t is needed"):
+            npf.GDA(beta=0.1, eta=eta)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"eta = 0\.0 at t = 1"):
+        npf.GDA(beta=0.1, eta=[0.5, 0.0])
+    with pytest.raises(ValueError, match=r"eta \* beta = 2 > 1"):
+        npf.NashMD(beta=0.1, eta=[5.0, 20.0])
+    with pytest.raises(ValueError, match=r"beta = \[0.1, 0.2\]: one number is needed"):
+        npf.NashMD(beta=[0.1, 0.2], eta=1.0)  # type: ignore[arg-type]
+
+
 def test_a_scheduled_rule_is_recognised() -> None:
     assert isinstance(npf.NashMD(beta=0.1), ScheduledRule)
     assert not isinstance(npf.COMAL(beta=0.1), ScheduledRule)

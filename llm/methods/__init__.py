@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from nashpref.llm.methods.base import Method
 from nashpref.llm.methods.iterative import IterativeDNOPrct, IterativeDPO, IterativeINPO
+from nashpref.llm.methods.online import RLHF, Nash
 from nashpref.llm.methods.policies import (
     C2DPO,
     DPO,
@@ -36,6 +37,7 @@ __all__ = [
     "INPO",
     "IPO",
     "METHODS",
+    "RLHF",
     "SFT",
     "SPIN",
     "SPPO",
@@ -47,6 +49,7 @@ __all__ = [
     "IterativeDPO",
     "IterativeINPO",
     "Method",
+    "Nash",
     "OutcomeReward",
     "Pairwise",
     "ProcessReward",
@@ -68,6 +71,8 @@ METHODS: Mapping[str, type[Method]] = {
     "iterative_dpo": IterativeDPO,
     "iterative_dno_prct": IterativeDNOPrct,
     "iterative_inpo": IterativeINPO,
+    "nash": Nash,
+    "rlhf": RLHF,
     "pairwise": Pairwise,
     "general": General,
     "bradley_terry": BradleyTerry,

@@ -65,12 +65,12 @@ class Iterative(PolicyMethod):
         result = iterate(
             model,
             encoder,
-            _prompts(records),
+            prompts_of(records),
             preference,
             self.loss,
             self.schedule,
             self.train,
-            held_out=_prompts(held_out),
+            held_out=prompts_of(held_out),
             accelerator=accelerator,
             options=options,
             progress=progress,
@@ -144,6 +144,6 @@ class IterativeINPO(Iterative):
         return partial(losses.ipo, beta=1.0 / self.eta)
 
 
-def _prompts(records: Iterable[Record]) -> list[Text]:
+def prompts_of(records: Iterable[Record]) -> list[Text]:
     """Each once, in order."""
     return list({key_of(record.prompt): record.prompt for record in records}.values())

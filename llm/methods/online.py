@@ -1,0 +1,146 @@
+"""Methods that train a policy on responses that it draws as it learns; see `nashpref.llm.online`."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from nashpref.llm.algorithms import GRPO, PPO, REINFORCE, RLOO, Algorithm, DrGRPO, Kimi, ReMax
+from nashpref.llm.config import from_mapping
+from nashpref.llm.data import Record, Text
+from nashpref.llm.loading import load_preference
+from nashpref.llm.methods.base import Save
+from nashpref.llm.methods.iterative import prompts_of
+from nashpref.llm.methods.policies import PolicyMethod, save_policy
+from nashpref.llm.nash import NashConfig, NashTrainer
+from nashpref.llm.online import OnlineConfig, OnlineTrainer
+from nashpref.llm.preferences.models import BradleyTerryModel
+from nashpref.llm.rlhf import RLHFConfig, RLHFTrainer
+from nashpref.mirror import UpdateRule
+from nashpref.named_rules import make_rule, nearest
+
+ALGORITHMS: Mapping[str, type[Algorithm]] = {
+    "reinforce": REINFORCE,
+    "rloo": RLOO,
+    "remax": ReMax,
+    "grpo": GRPO,
+    "dr-grpo": DrGRPO,
+    "ppo": PPO,
+    "kimi": Kimi,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online(PolicyMethod):
+    """What trains on responses to the prompts in `data.train`, of whatever records.
+
+    Attributes:
+        train: `lora` and `max_length` are those of `model` and `data`.
+    """
+
+    train: OnlineConfig
+
+    def __post_init__(self) -> None:
+        if self.train.lora is not None:
+            raise ValueError("train: lora is set by model.lora; leave it out here")
+        if self.train.max_length not in (None, self.data.max_length):
+            raise ValueError("train: max_length is set by data.max_length; leave it out here")
+        train = dataclasses.replace(self.train, max_length=self.data.max_length)
+        object.__setattr__(self, "train", train)
+
+    @abstractmethod
+    def trainer(self, model: nn.Module, tokenizer: Any, prompts: list[Text], held_out: Any) -> OnlineTrainer:
+        """Of the model, on prompts, evaluated on those held out, None if there are none."""
+
+    def run(
+        self,
+        records: Sequence[Record],
+        held_out: Sequence[Record],
+        accelerator: Accelerator,
+        *,
+        options: Mapping[str, Any],
+        progress: bool = False,
+    ) -> Save:
+        """The trainer's; what is saved is the policy after the last round."""
+        model, encoder = self.policy(records, accelerator.device)
+        trainer = self.trainer(model, encoder.tokenizer, prompts_of(records), prompts_of(held_out) or None)
+        trainer.train(options=options, progress=progress)
+        return partial(save_policy, model, encoder.tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nash(Online):
+    """An update rule of `nashpref`, by `NashTrainer`.
+
+    Attributes:
+        rule: its `name`, as `nashpref solve --rule` has it, and its options; a list is a schedule.
+        preference: folder of a saved preference model.
+        train: see `NashConfig`.
+    """
+
+    rule: dict[str, Any]
+    preference: str
+    train: NashConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.update_rule()  # it knows which options are good
+
+    def update_rule(self) -> UpdateRule:
+        """The rule itself."""
+        options = dict(self.rule)
+        try:
+            return make_rule(str(options.pop("name", None)), options)
+        except ValueError as error:
+            raise ValueError(f"rule: {error}") from None
+
+    def trainer(self, model: nn.Module, tokenizer: Any, prompts: list[Text], held_out: Any) -> NashTrainer:
+        """`NashTrainer`."""
+        rule, judge = self.update_rule(), load_preference(self.preference)
+        return NashTrainer(model, rule, judge, self.train, prompts, tokenizer, eval_dataset=held_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLHF(Online):
+    """A policy gradient on a reward, by `RLHFTrainer`.
+
+    Attributes:
+        algorithm: its `name`, one of `ALGORITHMS`, and its options.
+        reward: folder of a saved Bradley–Terry model.
+        train: see `RLHFConfig`.
+    """
+
+    algorithm: dict[str, Any]
+    reward: str
+    train: RLHFConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.gradient()  # it knows which options are good
+
+    def gradient(self) -> Algorithm:
+        """The algorithm itself."""
+        options = dict(self.algorithm)
+        name = str(options.pop("name", None))
+        if name not in ALGORITHMS:
+            known = ", ".join(ALGORITHMS)
+            raise ValueError(f"algorithm: no {name!r}{nearest(name, ALGORITHMS)}; there are {known}")
+        return from_mapping(options, ALGORITHMS[name], "algorithm")
+
+    def trainer(self, model: nn.Module, tokenizer: Any, prompts: list[Text], held_out: Any) -> RLHFTrainer:
+        """`RLHFTrainer`."""
+        reward = load_preference(self.reward)
+        if not isinstance(reward, BradleyTerryModel):
+            raise ValueError(
+                f"{self.reward}: holds a {type(reward).__name__}, which has no rewards; a BradleyTerryModel "
+                "is needed: train one with method: bradley_terry"
+            )
+        algorithm = self.gradient()
+        return RLHFTrainer(model, algorithm, reward, self.train, prompts, tokenizer, eval_dataset=held_out)
