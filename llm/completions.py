@@ -98,18 +98,30 @@ class CompletionSpace:
         self.generate, self.seed = generate, seed
         self.store = Store(model, offload=offload)
 
-    def draw(self, policy: Policy | None, prompts: Sequence[Asked], step: int, stream: int) -> Draws:
-        """K completions of each prompt."""
+    def draw(
+        self,
+        policy: Policy | None,
+        prompts: Sequence[Asked],
+        step: int,
+        stream: int,
+        *,
+        systematic: bool = False,
+    ) -> Draws:
+        """K completions of each prompt; `systematic`: by codes at equal distances, see `sample`."""
         texts = [asked.prompt for asked in prompts]
         uniform = torch.full((len(prompts), self.samples), 1.0 / self.samples)
         if self.generate is not None:
             return Draws(prompts, self._generated(policy, texts), uniform)
-        noise = [
-            np.random.default_rng([self.seed, step, stream, asked.index]).random(
-                (self.samples, self.max_new_tokens), dtype=np.float32
+        noise = torch.from_numpy(
+            np.concatenate(
+                [
+                    np.random.default_rng([self.seed, step, stream, asked.index]).random(
+                        (self.samples, self.max_new_tokens)
+                    )
+                    for asked in prompts
+                ]
             )
-            for asked in prompts
-        ]
+        )
         drawn = sample(
             self._network(policy),
             self.encoder,
@@ -118,7 +130,8 @@ class CompletionSpace:
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
-            uniforms=torch.from_numpy(np.concatenate(noise)),
+            uniforms=noise,
+            codes=self._codes(noise) if systematic else None,
         )
         weights = uniform.to(drawn.logps)
         if isinstance(policy, Blend) and self.mixture == "sequence":
@@ -149,6 +162,11 @@ class CompletionSpace:
         tokens = Tokens(*(tensor[:, :width] for tensor in tokens))
         weights = torch.full_like(columns, 1.0 / columns.shape[1], dtype=draws.weights.dtype)
         return Draws(draws.prompts, Completions((), tokens), weights)
+
+    def _codes(self, noise: Tensor) -> Tensor:
+        """`(i + u)/K`, with a uniform number u for each prompt."""
+        offset = noise[:: self.samples, :1]
+        return ((torch.arange(self.samples) + offset) / self.samples).flatten()
 
     def _network(self, policy: Policy | None) -> nn.Module | Mixture:
         def network(weights: Weights) -> Network:

@@ -22,6 +22,7 @@ from nashpref.llm.policies import Blend, Policy, Store, Weights, mixed
 from nashpref.mirror import MirrorStep, UpdateRule
 
 Estimator = Literal["regression", "on_policy", "policy_gradient"]
+OWN, OPPONENTS = 0, 1  # streams of random numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,20 @@ class Space(Protocol):
         """Of the network that is trained."""
         ...
 
-    def draw(self, policy: Policy | None, prompts: Sequence[Any], step: int, stream: int) -> Draws:
-        """Responses of a policy, or of the network as it is now; `step` and `stream` are the randomness."""
+    def draw(
+        self,
+        policy: Policy | None,
+        prompts: Sequence[Any],
+        step: int,
+        stream: int,
+        *,
+        systematic: bool = False,
+    ) -> Draws:
+        """Responses of a policy, or of the network as it is now; `step` and `stream` are the randomness.
+
+        Independent ones; or, if `systematic`, each from the policy but all spread over it, so that their
+        mean varies less.
+        """
         ...
 
     def logps(self, policy: Weights | None, draws: Draws) -> Tensor:
@@ -92,7 +105,9 @@ class MirrorObjective(nn.Module):
     Estimators of a step:
 
     * "regression": responses of `sampler`, payoffs against responses of the opponents drawn beside them.
-      Right for every rule; any sampler that leaves nothing out will do.
+      Right for every rule; any sampler that leaves nothing out will do. Neither need be independent among
+      themselves, and so they are drawn systematically, and all opponents with the same numbers: differences
+      of payoffs, such as optimistic rules take, vary less.
     * "on_policy": responses are the opponent's own, which play against each other. The K×K matrix with its
       diagonal of 1/2 makes the regression unbiased; K = 2 is INPO's binary form. Half the responses, and only
       for steps with one opponent.
@@ -109,6 +124,7 @@ class MirrorObjective(nn.Module):
         batch_responses: how many responses of each prompt an optimizer step takes; None: all.
         estimator: see above.
         sampler: the policy whose responses "regression" is fitted on.
+        systematic: False draws all responses independently.
 
     Raises:
         ValueError: a rule whose steps the estimator is not right for, with the reason.
@@ -124,6 +140,7 @@ class MirrorObjective(nn.Module):
         batch_responses: int | None = None,
         estimator: Estimator = "regression",
         sampler: str = "current",
+        systematic: bool = True,
     ) -> None:
         super().__init__()
         if updates < 1:
@@ -137,7 +154,7 @@ class MirrorObjective(nn.Module):
                 "estimator = 'policy_gradient' needs responses of the network as it is: reuse = 1"
             )
         self.space, self.rule, self.updates = space, rule, updates
-        self.estimator, self.sampler = estimator, sampler
+        self.estimator, self.sampler, self.systematic = estimator, sampler, systematic
         self.reuse, self.batch_responses = reuse, batch_responses
         self._fitted: dict[tuple[Any, ...], Fitted] = {}  # of the prompts in use, made at step _fitted_at
         self._fitted_at = -1
@@ -272,7 +289,9 @@ class MirrorObjective(nn.Module):
         step, space = self.step, self.space
         on_policy = self.estimator == "on_policy"
         sampler = next(iter(step.payoffs)) if on_policy else self.sampler
-        draws = space.draw(self.policy(sampler), prompts, at, 0)
+        draws = space.draw(
+            self.policy(sampler), prompts, at, OWN, systematic=self.systematic and not on_policy
+        )
         score = self._scores(draws, self.policy(sampler))
         payoffs = self._payoffs(draws, prompts, at, {sampler: draws} if on_policy else {})
         anchors = {name: score(self.policy(name)) for name in step.anchors}
@@ -313,10 +332,12 @@ class MirrorObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """`q̂_j(y_i)`, `(B, K)`, for each opponent of the step; equal opponents are drawn once."""
         payoffs: dict[Policy, Tensor] = {}
-        for stream, name in enumerate(self.step.payoffs, 1):
+        for name in self.step.payoffs:
             policy = self.policy(name)
             if policy not in payoffs:
-                other = known.get(name) or self.space.draw(policy, prompts, at, stream)
+                other = known.get(name) or self.space.draw(
+                    policy, prompts, at, OPPONENTS, systematic=self.systematic
+                )
                 rates = self.space.win_rates(draws, other)
                 payoffs[policy] = torch.einsum("bik,bk->bi", rates, other.weights.to(rates)) - 0.5
         return {name: payoffs[self.policy(name)].to(draws.weights) for name in self.step.payoffs}
@@ -324,7 +345,7 @@ class MirrorObjective(nn.Module):
     def _policy_gradient(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """The score-function gradient, whole responses, baseline the mean of the others."""
         step, space = self.step, self.space
-        draws = space.draw(None, prompts, self.taken, 0)
+        draws = space.draw(None, prompts, self.taken, OWN)
         logps = space.logps(None, draws)
         with torch.no_grad():
             # Where fitting begins the network is a policy that has a name, and need not be asked again.

@@ -6,6 +6,7 @@ these numbers alone, neither on the batch that it is drawn in nor on how many pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from nashpref.llm.logprobs import (
     quietly,
     takes_positions,
 )
+
+CODE_DIGITS, LOG_2 = 30, math.log(2.0)  # of the 53 that float64 has, the others being left to draw with
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,14 @@ def sample(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
     uniforms: Tensor | None = None,
+    codes: Tensor | None = None,
 ) -> Samples:
     """`count` completions of every prompt; each prompt is read once, whatever `count` is.
+
+    With `codes`, arithmetic sampling (arXiv:2210.15458): all completions, in the order of their tokens, share
+    the unit interval in parts as long as their probabilities, and the one is taken in whose part the code
+    lies. A uniform code draws from the policy. K codes at equal distances behind a uniform one are not
+    independent, but spread over the policy: a mean over them has the same expectation and less variance.
 
     Args:
         policy: a causal language model, or a mixture of several.
@@ -106,6 +115,8 @@ def sample(
         top_k: how many tokens, the most likely ones, are drawn from; None: all.
         generator: of the numbers that decide, on the CPU.
         uniforms: these numbers themselves, `(B·K, max_new_tokens)` in [0, 1), instead.
+        codes: `(B·K,)` float64 in [0, 1); `uniforms` decide where a completion needs more than
+            `CODE_DIGITS` binary digits.
 
     Returns:
         `Samples`, on the model's device.
@@ -129,7 +140,11 @@ def sample(
     networks, weights = _factors(policy)
     encoded = [encoder.encode_prompt(prompt, room=max_new_tokens) for prompt in prompts]
     device = causal_model(networks[0].model).device
-    uniforms = uniforms.to(device)
+    uniforms = uniforms.to(device, torch.float64, copy=True)
+    if codes is not None:
+        if codes.shape != shape[:1]:
+            raise ValueError(f"codes: {tuple(codes.shape)} where {shape[:1]} is needed")
+        uniforms[:, 0] = codes
     ids, padding = (each.to(device) for each in _left_padded(encoded, encoder.pad_id))
     mask = (torch.arange(ids.shape[1] + max_new_tokens, device=device) >= padding[:, None]).long()
 
@@ -148,9 +163,12 @@ def sample(
         logits = [decoder.start(ids, count) for decoder in decoders]
         for t in range(max_new_tokens):
             log_p, z = _mix(logits, weights, temperature, top_k)
-            token = _invert(log_p, uniforms[:, t]).masked_fill(~open_rows, encoder.pad_id)
+            token, rest = _invert(log_p, uniforms[:, t])
+            token = token.masked_fill(~open_rows, encoder.pad_id)
             chosen = log_p.gather(1, token[:, None]).squeeze(1)
             logps += torch.where(open_rows, chosen, 0.0)
+            if codes is not None and t + 1 < max_new_tokens:
+                uniforms[:, t + 1] = torch.where(logps > -CODE_DIGITS * LOG_2, rest, uniforms[:, t + 1])
             log_z += torch.where(open_rows, z, 0.0)
             drawn[:, t] = token
             lengths += open_rows
@@ -280,8 +298,12 @@ def _mix(
     return torch.log_softmax(mixed, dim=-1), z
 
 
-def _invert(log_p: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes the uniform number; `(N,)`."""
+def _invert(log_p: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The token at which the cumulative probability passes the number, and where between both: `(N,)`."""
     cumulative = log_p.double().exp().cumsum(dim=-1)
-    wanted = uniforms.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(max=log_p.shape[-1] - 1)
+    wanted = uniforms[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, wanted, right=True).clamp(max=log_p.shape[-1] - 1)
+    high = cumulative.gather(1, token)
+    low = torch.where(token > 0, cumulative.gather(1, (token - 1).clamp(min=0)), 0.0)
+    between = ((wanted - low) / (high - low)).clamp(0.0, 1.0 - 2.0**-53)  # again uniform, given the token
+    return token.squeeze(1), between.squeeze(1)

@@ -57,13 +57,25 @@ class TabularSpace:
             )
         self.store = Store(policy)
 
-    def draw(self, policy: Policy | None, prompts: Sequence[int], step: int, stream: int) -> Draws:
+    def draw(
+        self,
+        policy: Policy | None,
+        prompts: Sequence[int],
+        step: int,
+        stream: int,
+        *,
+        systematic: bool = False,
+    ) -> Draws:
         """All responses with their probabilities, or `count` drawn ones."""
         p = self.log_policy(policy)[list(prompts)].detach().exp()
         if self.count is None:
             return Draws(prompts, torch.arange(p.shape[1]).expand_as(p), p)
         generator = torch.Generator().manual_seed(hash((self.seed, step, stream)) % 2**63)
-        indices = torch.multinomial(p, self.count, replacement=True, generator=generator)
+        shape = (len(p), 1 if systematic else self.count)
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator)
+        if systematic:
+            uniform = (torch.arange(self.count) + uniform) / self.count
+        indices = torch.searchsorted(p.cumsum(dim=1), uniform, right=True).clamp(max=p.shape[1] - 1)
         return Draws(prompts, indices, torch.full(indices.shape, 1.0 / self.count, dtype=p.dtype))
 
     def logps(self, policy: Weights | None, draws: Draws) -> Tensor:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import nashpref as npf
 from nashpref.llm.interpreter import MirrorObjective
+from nashpref.llm.policies import Weights
 from nashpref.llm.tabular import TabularPolicy, TabularSpace
 
 RULES = {
@@ -85,8 +86,8 @@ class Recorded(TabularSpace):
 
     fitted_on = None
 
-    def draw(self, policy, prompts, step, stream):
-        draws = super().draw(policy, prompts, step, stream)
+    def draw(self, policy, prompts, step, stream, **options):
+        draws = super().draw(policy, prompts, step, stream, **options)
         if stream == 0:
             self.fitted_on = draws.responses
         return draws
@@ -130,6 +131,28 @@ def test_the_error_falls_with_the_square_root_of_the_samples(estimator, K, rule)
     assert errors[-1] < 0.02
 
 
+def test_opponents_that_are_spread_over_their_policies_say_more():
+    """OGDA's 2 q(π_t) − q(π_{t−1}) from 16 responses of each: no bias, and a fraction of the variance."""
+    game, mu = game_and_reference(3, B=12, n=5)
+    space = TabularSpace(TabularPolicy(mu), game)
+    everything = space.draw(None, range(12), 0, 0)
+    space.count = 16
+    variance = {}
+    for systematic in (True, False):
+        objective = MirrorObjective(space, npf.OGDA(beta=0.1), systematic=systematic)
+        before = torch.as_tensor(mu).log() + 0.1 * torch.arange(5)
+        objective.policies["previous"] = Weights((before,))
+        found = []
+        for seed in range(400):
+            q = objective._payoffs(everything, range(12), seed, {})
+            found.append((2 * q["current"] - q["previous"]).numpy())
+        exact = 2 * game.payoff(mu) - game.payoff(torch.softmax(before, dim=1).numpy())
+        error = np.mean(found, axis=0) - exact
+        assert np.abs(error).max() < 4.5 * np.std(found, axis=0).max() / 20
+        variance[systematic] = np.var(found, axis=0).mean()
+    assert variance[True] < 0.2 * variance[False]
+
+
 def test_responses_are_drawn_from_one_opponent_only():
     game, mu = game_and_reference(0)
     space = TabularSpace(TabularPolicy(mu), game)
@@ -142,8 +165,8 @@ class FixedDraws(TabularSpace):
 
     chosen = None
 
-    def draw(self, policy, prompts, step, stream):
-        draws = super().draw(policy, prompts, step, stream)
+    def draw(self, policy, prompts, step, stream, **options):
+        draws = super().draw(policy, prompts, step, stream, **options)
         if policy is None:
             return dataclasses.replace(
                 draws, responses=self.chosen, weights=torch.full((1, 2), 0.5, dtype=torch.float64)

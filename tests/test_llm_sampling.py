@@ -114,6 +114,35 @@ def test_frequencies_are_probabilities():
     assert chi2 < freedom + 5 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.parametrize("policy", [model(), mixture()], ids=["network", "mixture"])
+def test_codes_share_the_unit_interval_by_probability(policy):
+    """Of N codes at equal distances each completion has N times its probability, up to one code."""
+    found, logps, _ = enumerate_responses(policy, 3)
+    N = 5_000
+    codes = (torch.arange(N, dtype=torch.float64) + 0.5) / N
+    uniforms = torch.rand((N, 3), generator=torch.Generator().manual_seed(0))
+    drawn = sample(policy, ENCODER, ["a b"], N, max_new_tokens=3, uniforms=uniforms, codes=codes)
+    counts = dict.fromkeys(found, 0)
+    for ids, mask in zip(drawn.tokens.input_ids, drawn.tokens.completion_mask, strict=True):
+        counts[tuple(ids[mask].tolist())] += 1
+    np.testing.assert_allclose(list(counts.values()), N * logps.double().exp(), rtol=0, atol=1.01)
+
+
+def test_uniform_numbers_decide_where_a_code_has_no_more_digits():
+    lm, T = model(noise=0.0), 40  # about three binary digits a token
+    uniforms = torch.rand((200, T), generator=torch.Generator().manual_seed(0))
+    codes = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    drawn = sample(lm, ENCODER, ["a"], 200, max_new_tokens=T, uniforms=uniforms, codes=codes)
+    longest = drawn.tokens.completion_mask.sum(dim=1).argmax()
+    again = sample(
+        lm, ENCODER, ["a"], 200, max_new_tokens=T, uniforms=uniforms, codes=codes[longest].expand(200)
+    )
+    tokens = again.tokens.input_ids[:, again.tokens.completion_mask[0]]
+    same = (tokens == tokens[0]).all(dim=0)
+    assert same[:8].all()
+    assert not same[12:].any()
+
+
 def test_importance_weights_lead_to_the_mixture_of_whole_responses():
     policy = mixture()
     _, logps, log_z = enumerate_responses(policy, 3)
@@ -165,6 +194,7 @@ def test_mistakes():
         (["a"], 1, {"temperature": 0.0}, "temperature = 0"),
         (["a"], 1, {"generator": None}, "generator or uniforms"),
         (["a"], 1, {"generator": None, "uniforms": torch.rand(1, 5)}, r"\(1, 5\) where \(1, 6\)"),
+        (["a"], 1, {"codes": torch.rand(2)}, r"codes: \(2,\) where \(1,\)"),
     ):
         options = {"max_new_tokens": 6, "generator": generator, **options}
         with pytest.raises(ValueError, match=message):
