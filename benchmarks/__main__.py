@@ -27,6 +27,7 @@ GROUPS = (
     "markov_exact",
     "llm",
     "llm_online",
+    "llm_training",
 )
 
 

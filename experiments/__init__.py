@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from nashpref.experiments import (
     dialogue,
     exploitability,
     geometries,
+    learned_preference,
     markov_iterates,
     mtpo_bounds,
     nash_md_bounds,
@@ -43,6 +45,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "markov_iterates": markov_iterates.EXPERIMENT,
     "geometries": geometries.EXPERIMENT,
     "dialogue": dialogue.EXPERIMENT,
+    "learned_preference": learned_preference.EXPERIMENT,
 }
 
 
@@ -67,12 +70,18 @@ def reproduce(
         progress: show a bar, on a terminal, once two seconds have passed.
 
     Raises:
-        ValueError: an unknown name, data that no named experiment uses, or a matrix that cannot be read;
-            before anything is computed or written.
+        ValueError: an unknown name, a package that is not installed, data that no named experiment uses, or a
+            matrix that cannot be read; before anything is computed or written.
     """
     names, out = list(names), Path(out)
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         raise ValueError(f"no experiment {unknown[0]!r}: there are {', '.join(EXPERIMENTS)}")
+    for name in names:
+        for package in EXPERIMENTS[name].needs:
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(
+                    f"{name} needs {package}: pip install 'nashpref[llm]', or name other experiments"
+                )
     if data and "exploitability" not in names:
         raise ValueError(
             f"{data[0]}: only the experiment 'exploitability' uses matrices, and it is not named"

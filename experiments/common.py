@@ -30,11 +30,13 @@ class Experiment:
         title: one line for `nashpref reproduce --list`.
         sizes: the settings behind `--quick`, no flag ("default") and `--full`: frozen dataclasses.
         run: settings → tables, by the stem of the CSV that each becomes. A pure function.
+        needs: packages that are imported when it runs, beside those that the exact core needs.
     """
 
     title: str
     sizes: Mapping[str, Any]
     run: Callable[[Any], Mapping[str, Table]]
+    needs: tuple[str, ...] = ()
 
 
 def table(trace: npf.Trace, *columns: str, **labels: str | float) -> Table:
@@ -75,8 +77,9 @@ def save(folder: Path, settings: Any, tables: Mapping[str, Table]) -> None:
 
 
 def environment() -> dict[str, str | int | None]:
-    """What the numbers may depend on: versions, processor type and number of cores."""
-    versions = {name: _version(name) for name in ("numpy", "scipy", "numba", "matplotlib")}
+    """What the numbers may depend on: versions (null: not installed), processor type and number of cores."""
+    packages = ("numpy", "scipy", "numba", "matplotlib", "torch", "transformers")
+    versions = {name: _version(name) for name in packages}
     return {
         "nashpref": npf.__version__,
         "python": platform.python_version(),

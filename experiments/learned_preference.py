@@ -34,7 +34,7 @@ class Settings:
     Attributes:
         prompts, symbols, length: of the task.
         width: of both models, which have one layer.
-        demonstrations, sft_steps, sft_rate: what the policy is fine-tuned on, and how.
+        sft_steps: of fine-tuning on demonstrations.
         votes: pairs with a verdict; `temperatures`: at which the responses are sampled, equally many at each.
         planes, preference_steps, preference_rate: of the preference model.
         beta, eta: of EGPO.
@@ -47,9 +47,7 @@ class Settings:
     symbols: int = 3
     length: int = 3
     width: int = 64
-    demonstrations: int = 8000
     sft_steps: int = 200
-    sft_rate: float = 3e-3
     votes: int = 40_000
     temperatures: tuple[float, ...] = (1.0, 1.5)
     planes: int = 4
@@ -69,20 +67,19 @@ class Settings:
 QUICK = Settings(
     prompts=2,
     length=2,
-    width=32,
-    demonstrations=2000,
-    sft_steps=150,
-    votes=8000,
-    preference_steps=200,
-    rounds=8,
+    width=48,
+    sft_steps=80,
+    votes=12_000,
+    preference_steps=150,
+    rounds=12,
+    updates=8,
     samples=32,
     batch_responses=16,
-    evaluations=8,
+    evaluations=6,
 )
 FULL = Settings(
     prompts=8,
     length=4,
-    demonstrations=20_000,
     sft_steps=400,
     votes=200_000,
     preference_steps=1200,
@@ -100,17 +97,23 @@ def run(settings: Settings) -> Mapping[str, Table]:
     gap is that of the policy given a response. `learned_equilibrium` is the true gap of the learned game's
     equilibrium: where a perfect optimiser of the learned preference would end.
     """
-    from nashpref.experiments.language_models import fine_tuned, learned, votes
+    from nashpref.experiments.networks import one_thread
+
+    with one_thread():
+        return _tables(settings)
+
+
+def _tables(s: Settings) -> Mapping[str, Table]:
+    from nashpref.experiments.judges import learned, votes
+    from nashpref.experiments.networks import fine_tuned
     from nashpref.llm.environments import rock_paper_scissors_of_styles
     from nashpref.llm.nash import NashConfig, NashTrainer
 
-    s, beta = settings, settings.beta
+    beta = s.beta
     task = rock_paper_scissors_of_styles(s.prompts, s.symbols, s.length, seed=s.seed)
-    policy = fine_tuned(
-        task, width=s.width, demonstrations=s.demonstrations, steps=s.sft_steps, rate=s.sft_rate, seed=s.seed
-    )
+    policy = fine_tuned(task, width=s.width, steps=s.sft_steps, seed=s.seed)
     pairs = votes(task, policy, s.votes, temperatures=s.temperatures, seed=s.seed)
-    preference, loss = learned(
+    preference = learned(
         task.tokenizer,
         pairs,
         width=s.width,
@@ -168,7 +171,6 @@ def run(settings: Settings) -> Mapping[str, Table]:
     learned_star = npf.equilibrium(game, beta, nu).policy
     quality = {
         "votes": s.votes,
-        "loss": loss,
         "wrong": np.mean((np.sign(L - 0.5) != np.sign(P - 0.5))[strict]),
         "error": np.mean(np.abs(L - P)[:, ~diagonal]),
         "learned_equilibrium": np.mean(npf.duality_gap(exact, learned_star, beta, nu)),
@@ -178,7 +180,7 @@ def run(settings: Settings) -> Mapping[str, Table]:
         "preference": {name: np.array([value]) for name, value in quality.items()},
         "mixtures": stack(
             [
-                {"policies": np.full(len(table["weight"]), name)} | table
+                {"policies": np.full(len(table["weight"]), name), **table}
                 for name, parts in pairings.items()
                 for table in [mixtures(task, *parts, rng)]
             ]
@@ -195,4 +197,5 @@ EXPERIMENT = Experiment(
     "a learned preference in the loop: the gap that it sees, and the true one",
     {"quick": QUICK, "default": Settings(), "full": FULL},
     run,
+    needs=("torch", "transformers", "accelerate"),
 )

@@ -102,6 +102,9 @@ def exploitability(
     of `eval_dataset`. So few prompts can be given many times each, and then it is about these. Where the rows
     are prompts drawn from many, and others than those trained on, it is about these many.
 
+    The response starts as a copy of π and learns from its own samples: against a policy that is nearly
+    deterministic it finds nothing, and the bound is 0 where the truth may be 1/2.
+
     Not the regularised gap: the KL of a policy to its reference has no bound that samples could give, since
     log-ratios have none.
 

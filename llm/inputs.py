@@ -43,11 +43,18 @@ class Lora:
             from peft import LoraConfig, get_peft_model
         except ImportError:
             raise ValueError("lora needs peft: pip install 'nashpref[peft]'") from None
+        from transformers.pytorch_utils import Conv1D
+
         targets = self.targets[0] if self.targets == ("all-linear",) else list(self.targets)
-        return get_peft_model(
-            model,
-            LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets),
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            # GPT-2's matrices are the other way round.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         )
+        return get_peft_model(model, config)
 
 
 @dataclass(frozen=True, kw_only=True)

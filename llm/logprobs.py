@@ -173,9 +173,10 @@ def check_model(model: nn.Module) -> None:
     """
     causal = causal_model(model)
     ids = torch.tensor([[0, 1 % causal.config.get_text_config().vocab_size]], device=causal.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with as_reference(causal):
-        expected = causal(input_ids=ids, use_cache=False).logits
-        ours = logits_of(causal, causal.base_model(input_ids=ids, use_cache=False)[0])
+        expected = causal(**inputs).logits
+        ours = logits_of(causal, causal.base_model(**inputs)[0])
     error = (ours.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
     if not error < 1e-2:  # bfloat16 rounds to 4e-3
         raise ValueError(

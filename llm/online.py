@@ -17,7 +17,6 @@ from nashpref.llm.completions import Asked, CompletionSpace, Generate
 from nashpref.llm.data import Text, read
 from nashpref.llm.encoding import Encoder
 from nashpref.llm.inputs import Lora
-from nashpref.llm.opponents import EVALUATION as EVALUATION
 from nashpref.llm.opponents import Opponents, Pool
 from nashpref.llm.policies import Weights
 from nashpref.llm.preferences.adapters import Preference

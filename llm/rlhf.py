@@ -13,7 +13,7 @@ from torch import nn
 from nashpref.llm.algorithms import Algorithm
 from nashpref.llm.completions import Generate
 from nashpref.llm.online import OnlineConfig, OnlineTrainer
-from nashpref.llm.opponents import EVALUATION, Pool
+from nashpref.llm.opponents import Pool
 from nashpref.llm.policies import Weights
 from nashpref.llm.preferences.adapters import Reward, from_reward
 from nashpref.llm.preferences.models import BradleyTerryModel
@@ -109,11 +109,7 @@ class RLHFTrainer(OnlineTrainer):
     def evaluate(self) -> dict[str, float]:
         """As in `OnlineTrainer`, and the `reward` on its prompts."""
         metrics = super().evaluate()
-        if self.eval_prompts:
-            size, total = self.args.batch_size, 0.0
-            for start in range(0, len(self.eval_prompts), size):
-                prompts = self.eval_prompts[start : start + size]
-                texts = self.space.draw(None, prompts, 0, EVALUATION).responses.texts
-                total += float(rewards_of(self.reward, prompts, texts).mean(dim=1).sum())
-            metrics["reward"] = total / len(self.eval_prompts)
+        if self.opponents is not None:
+            prompts, (_, texts) = self.eval_prompts, self.opponents.latest
+            metrics["reward"] = float(rewards_of(self.reward, prompts, texts).mean())
         return metrics

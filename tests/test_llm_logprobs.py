@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from nashpref.llm import logprobs  # noqa: E402
 from nashpref.llm.encoding import Encoded, Tokens, collate  # noqa: E402
+from nashpref.llm.inputs import Lora  # noqa: E402
 from nashpref.llm.logprobs import (  # noqa: E402
     Reference,
     as_reference,
@@ -281,6 +282,22 @@ def test_completions_that_cannot_be_scored_are_named(tokens, message):
 def test_bad_temperature(temperature):
     with pytest.raises(ValueError, match=f"temperature = {temperature}"):
         token_logps(build(), TOKENS, temperature=temperature)
+
+
+def test_gpt2_gives_no_cause_for_warnings(monkeypatch):
+    """Neither to transformers, of tokens without a mask, nor to PEFT, of matrices the other way round."""
+    pytest.importorskip("peft")
+    masks = []
+    monkeypatch.setattr(
+        transformers.PreTrainedModel,
+        "warn_if_padding_and_no_attention_mask",
+        lambda self, input_ids, attention_mask: masks.append(attention_mask),
+    )
+    model = build("GPT-2, tied", pad_token_id=PAD)
+    check_model(model)
+    completion_logps(Lora(rank=2).adapt(model), TOKENS)
+    assert masks
+    assert all(mask is not None for mask in masks)
 
 
 def test_models_that_are_not_supported_are_refused():

@@ -134,7 +134,7 @@ def test_adapters_are_trained_and_merged(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["rule={beta: 1}"], "c.yaml: rule: no rule 'None'"),
+        (["rule={beta: 1}"], "c.yaml: rule: no rule ''; rules: best-response"),
         (["rule={name: nash_md, beta: 1}"], "c.yaml: rule: no rule 'nash_md' (did you mean 'nash-md'?)"),
         (["rule={name: gda, btea: 1}"], "c.yaml: rule: gda has no option 'btea' (did you mean 'beta'?)"),
         (["rule={name: gda, beta: [0.1, 0.2]}"], "one number is needed, it is the game's"),

@@ -250,7 +250,9 @@ def test_the_first_step_is_on_policy(algorithm, make, tmp_path):
     assert first["loss"] != second["loss"]
     assert math.isfinite(second["loss"])
     assert second["round"] == 1.0
-    assert evaluation["eval/reward"] > 0.0
+    (file,) = (tmp_path / "responses").glob("*.jsonl")
+    kept = [json.loads(line)["responses"] for line in file.read_text(encoding="utf-8").splitlines()]
+    assert evaluation["eval/reward"] == pytest.approx(np.mean([spelling(None, each) for each in kept]))
     assert 0.0 < evaluation["eval/win_rate/reference"] < 1.0
 
 

@@ -97,7 +97,7 @@ class Nash(Online):
         """The rule itself."""
         options = dict(self.rule)
         try:
-            return make_rule(str(options.pop("name", None)), options)
+            return make_rule(str(options.pop("name", "")), options)
         except ValueError as error:
             raise ValueError(f"rule: {error}") from None
 
@@ -128,7 +128,7 @@ class RLHF(Online):
     def gradient(self) -> Algorithm:
         """The algorithm itself."""
         options = dict(self.algorithm)
-        name = str(options.pop("name", None))
+        name = str(options.pop("name", ""))
         if name not in ALGORITHMS:
             known = ", ".join(ALGORITHMS)
             raise ValueError(f"algorithm: no {name!r}{nearest(name, ALGORITHMS)}; there are {known}")

@@ -1,6 +1,8 @@
 """`nashpref reproduce`, quick size: what the CSV files say, and that figures are drawn from them alone."""
 
 import csv
+import dataclasses
+import importlib.metadata
 import itertools
 import json
 import math
@@ -15,6 +17,7 @@ from nashpref.experiments import EXPERIMENTS, reproduce
 from nashpref.experiments.common import save
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +280,56 @@ def test_in_the_dialogue_nash_mixes_and_rlhf_bets_on_one_answer(out):
     assert exploitability["Nash"] < exploitability["RLHF"] / 5
 
 
+def test_the_true_gap_falls_though_training_knows_a_learned_preference_only(out):
+    training, quality = (
+        read(out / "learned_preference" / f"{name}.csv") for name in ("training", "preference")
+    )
+    config = settings(out, "learned_preference")
+    assert training["step"][-1] == config["rounds"] * config["updates"] * 2  # EGPO fits twice a round
+    assert len(training["step"]) == config["evaluations"] + 1
+    assert training["gap"][-1] < training["gap"][0] / 2
+    assert training["learned_gap"][-1] < training["learned_gap"][0] / 4
+    assert training["learned_gap"][-1] < training["gap"][-1] / 2  # it is not the true game that is solved
+    assert 0.0 < quality["wrong"][0] < 0.15
+    assert quality["learned_equilibrium"][0] < training["gap"][0] / 3
+
+
+def test_importance_weights_leave_a_part_of_what_sets_the_mixtures_apart(out):
+    table = read(out / "learned_preference" / "mixtures.csv")
+    for pair in set(table["policies"]):
+        rows = where(table, policies=pair)
+        assert rows["total_variation"][[0, -1]].max() < 1e-12
+        inside = where(rows | {"inside": (rows["weight"] > 0) & (rows["weight"] < 1)}, inside=True)
+        assert (inside["total_variation"] > 1e-4).all()
+        for K, share in ((8, 0.25), (32, 0.08), (128, 0.04)):  # as 1/K, and a little noise
+            assert (inside[f"weighted_{K}"] < share * inside["total_variation"]).all()
+
+
+def test_nothing_of_the_truth_reaches_the_training(monkeypatch):
+    """While the policy trains, the task's preference is never asked; its exact gap is only measured."""
+    from nashpref.llm.exact_task import Task
+    from nashpref.llm.nash import NashTrainer
+    from nashpref.llm.preferences import GeneralPreferenceModel
+
+    train, preferences = NashTrainer.train, []
+
+    def forbidden(*_):
+        raise AssertionError("the truth was asked")
+
+    def guarded(self, **options):
+        preferences.append(self.space.preference)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("__call__", "cross", "matrix"):
+                patch.setattr(Task, name, forbidden)
+            return train(self, **options)
+
+    monkeypatch.setattr(NashTrainer, "train", guarded)
+    sizes = EXPERIMENTS["learned_preference"].sizes
+    few = {"sft_steps": 2, "votes": 64, "preference_steps": 25, "rounds": 2, "updates": 1, "evaluations": 2}
+    EXPERIMENTS["learned_preference"].run(dataclasses.replace(sizes["quick"], **few))
+    assert [type(each) for each in preferences] == [GeneralPreferenceModel]
+
+
 def test_the_same_run_gives_the_same_bytes(out, tmp_path):
     reproduce(size="quick", out=tmp_path)
     files = sorted(path.relative_to(out) for path in out.rglob("*.*"))
@@ -359,4 +412,12 @@ def test_every_experiment_has_three_sizes_and_says_where_it_ran(out):
         env = json.loads((out / name / "env.json").read_text(encoding="utf-8"))
         assert env["nashpref"] == npf.__version__
         assert env["numpy"] == np.__version__
+        assert env["torch"] == importlib.metadata.version("torch")
         assert env["cpus"] >= 1
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match=r"learned_preference needs torch: pip install 'nashpref\[llm\]'"):
+        reproduce(["spirals", "learned_preference"], size="quick", out=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
