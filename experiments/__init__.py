@@ -25,6 +25,9 @@ from nashpref.experiments import (
     markov_iterates,
     mtpo_bounds,
     nash_md_bounds,
+    network_methods,
+    network_opponents,
+    network_rules,
     ompo_mpo,
     regularised,
     spirals,
@@ -45,6 +48,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "markov_iterates": markov_iterates.EXPERIMENT,
     "geometries": geometries.EXPERIMENT,
     "dialogue": dialogue.EXPERIMENT,
+    "network_rules": network_rules.EXPERIMENT,
+    "network_opponents": network_opponents.EXPERIMENT,
+    "network_methods": network_methods.EXPERIMENT,
     "learned_preference": learned_preference.EXPERIMENT,
 }
 
