@@ -1,4 +1,4 @@
-"""`python -m benchmarks` measures everything and writes the report; with NAMES it prints those groups.
+"""`python -m benchmarks` measures everything and writes the report; with NAMES, those groups of it.
 
 A group is a module of this package with a function `rows()` that yields `harness.Row`s, listed in `GROUPS`.
 `markov` also writes the points of a figure, `markov_growth.csv`.
@@ -32,7 +32,7 @@ GROUPS = (
 
 
 def main(names: list[str]) -> int:
-    """Run the groups `names` (all, and write the report, when there are none)."""
+    """Run the groups `names`, all when there are none, and put their rows into the report."""
     from benchmarks import harness
 
     if unknown := set(names) - set(GROUPS):
@@ -44,16 +44,17 @@ def main(names: list[str]) -> int:
     machine = harness.machine()
     print(harness.machine_line(machine))
     began = perf_counter()
-    rows: list[harness.Row] = []
+    measured: dict[str, list[harness.Row]] = {}
     for name in names or GROUPS:
         print(f"\n{name} ({perf_counter() - began:.0f} s)")
+        measured[name] = []
         for row in harness.collect(name, import_module(f"benchmarks.{name}").rows):
-            rows.append(row)
+            measured[name].append(row)
             print(f"  {harness.summary(row)}", flush=True)
+        harness.write_report({name: measured[name]}, machine)
+    rows = [row for group in measured.values() for row in group]
     failed = [row.name for row in rows if row.holds is False]
     print(f"\n{len(rows)} rows in {perf_counter() - began:.0f} s; missed: {', '.join(failed) or 'none'}")
-    if not names:
-        harness.write_report(rows, machine)
     return 1 if failed else 0
 
 

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -247,29 +247,31 @@ def summary(row: Row) -> str:
     return f"{verdict} {row.name}: {number(row.value)} {row.unit}{target}. {row.note}"
 
 
-def markdown(rows: Iterable[Row], machine: dict[str, Any]) -> str:
-    """The report as a table."""
+def markdown(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """The report as a table for each group."""
     lines = [
         "# Benchmarks",
         "",
-        f"Machine: {machine_line(machine)}.",
-        "",
         "One thread and CPU time unless said. A ratio is the median over interleaved pairs in one process.",
-        "",
-        "| | value | target | holds | |",
-        "|---|---|---|---|---|",
     ]
-    for row in rows:
-        verdict = {True: "yes", False: "**no**", None: ""}[row.holds]
-        cells = (row.name, f"{number(row.value)} {row.unit}", row.target or "", verdict, row.note)
-        lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
+    for name, group in groups.items():
+        lines += ["", f"## {name}", "", f"{machine_line(group['machine'])}.", ""]
+        lines += ["| | value | target | holds | |", "|---|---|---|---|---|"]
+        for row in (Row(**each) for each in group["rows"]):
+            verdict = {True: "yes", False: "**no**", None: ""}[row.holds]
+            cells = (row.name, f"{number(row.value)} {row.unit}", row.target or "", verdict, row.note)
+            lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def write_report(rows: Iterable[Row], machine: dict[str, Any], folder: Path = FOLDER) -> None:
-    """Write `report.json` (the machine, and the rows under "rows") and `report.md`."""
-    rows = list(rows)
-    report = {"machine": machine, "rows": [asdict(row) for row in rows]}
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / "report.json").write_text(text, encoding="utf-8")
-    (folder / "report.md").write_text(markdown(rows, machine), encoding="utf-8")
+def write_report(
+    measured: Mapping[str, Iterable[Row]], machine: dict[str, Any], folder: Path = FOLDER
+) -> None:
+    """Put the groups that were measured into `report.json` and `report.md`; the others stay as they are."""
+    path = folder / "report.json"
+    groups = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, rows in measured.items():
+        groups[name] = {"machine": machine, "rows": [asdict(row) for row in rows]}
+    text = json.dumps(groups, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+    (folder / "report.md").write_text(markdown(groups), encoding="utf-8")

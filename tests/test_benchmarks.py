@@ -84,10 +84,13 @@ def test_the_report_has_every_row_and_no_path_of_the_machine(tmp_path: Path) -> 
         harness.Row("only reported", 0.8, None, "×", None, ""),
     ]
     machine = harness.machine()
-    harness.write_report(rows, machine, tmp_path)
+    harness.write_report({"first": rows[1:]}, machine, tmp_path)
+    harness.write_report({"second": rows[:1]}, machine, tmp_path)
+    harness.write_report({"first": rows}, machine, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert [row["holds"] for row in report["rows"]] == [True, False, None]
-    assert report["rows"][0].keys() == {"name", "value", "target", "unit", "holds", "note"}
+    assert list(report) == ["first", "second"]
+    assert [row["holds"] for row in report["first"]["rows"]] == [True, False, None]
+    assert report["second"]["rows"][0].keys() == {"name", "value", "target", "unit", "holds", "note"}
     table = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert r"| a \| b | 13.2 × | ≥ 12 | yes | 1 ms against 13 ms |" in table
     assert "| missing | – n² doubles | ≤ 8 | **no** |" in table
