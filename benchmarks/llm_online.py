@@ -39,7 +39,7 @@ from benchmarks.llm import (
 )
 from nashpref.llm.algorithms import GRPO, RLOO, Algorithm
 from nashpref.llm.inputs import Lora
-from nashpref.llm.interpreter import Estimator
+from nashpref.llm.interpreter import OPPONENTS, OWN, Estimator
 from nashpref.llm.nash import NashConfig, NashTrainer
 from nashpref.llm.policies import Store
 from nashpref.llm.preferences.models import GeneralPreferenceModel, PairwisePreferenceModel
@@ -247,9 +247,10 @@ def agreement(estimator: Estimator) -> Measured:
         trainer.train(progress=False)
         objective, space, prompts = trainer.objective, trainer.space, trainer.prompts[:PAIRS]
         ours = objective(prompts)["loss"].detach()
-        own = None if estimator == "policy_gradient" else objective.policy("current")
-        draws = space.draw(own, prompts, objective.taken, 0)
-        other = space.draw(objective.policy("mixture"), prompts, objective.taken, 1)
+        own = objective.policy("current") if estimator == "regression" else None
+        regression = estimator == "regression"
+        draws = space.draw(own, prompts, objective.taken, OWN, systematic=regression)
+        other = space.draw(objective.policy("mixture"), prompts, objective.taken, OPPONENTS, systematic=True)
         rates = Circle().cross((), draws.responses.texts, other.responses.texts)
         tokens, payoff = draws.responses.tokens, rates.mean(dim=2) - 0.5
         said = tokens.completion_mask[:, PROMPT:]

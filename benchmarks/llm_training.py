@@ -31,8 +31,8 @@ def falling(t: int) -> float:
 RULES: dict[str, tuple[UpdateRule, int]] = {
     "Nash-MD": (npf.NashMD(beta=BETA, eta=falling), 200),
     "GDA": (npf.GDA(beta=BETA, eta=falling), 200),
-    "OGDA": (npf.OGDA(beta=BETA, eta=1.0), 180),
-    "EGPO": (npf.EGPO(beta=BETA, eta=1.8), 100),
+    "OGDA": (npf.OGDA(beta=BETA, eta=1.0), 240),
+    "EGPO": (npf.EGPO(beta=BETA, eta=1.8), 120),
 }
 
 
