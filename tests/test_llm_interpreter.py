@@ -142,10 +142,12 @@ def test_opponents_that_are_spread_over_their_policies_say_more():
         objective = MirrorObjective(space, npf.OGDA(beta=0.1), systematic=systematic)
         before = torch.as_tensor(mu).log() + 0.1 * torch.arange(5)
         objective.policies["previous"] = Weights((before,))
-        found = []
-        for seed in range(400):
-            q = objective._payoffs(everything, range(12), seed, {})
-            found.append((2 * q["current"] - q["previous"]).numpy())
+        payoffs = [objective._payoffs(everything, range(12), seed, {}) for seed in range(400)]
+        found = [(2 * q["current"] - q["previous"]).numpy() for q in payoffs]
+        # Both opponents are drawn with the same numbers: the ratio would be 2 were they independent.
+        apart = np.var([(q["current"] - q["previous"]).numpy() for q in payoffs], axis=0).mean()
+        alone = np.var([q["current"].numpy() for q in payoffs], axis=0).mean()
+        assert apart < (1.7 if systematic else 0.7) * alone
         exact = 2 * game.payoff(mu) - game.payoff(torch.softmax(before, dim=1).numpy())
         error = np.mean(found, axis=0) - exact
         assert np.abs(error).max() < 4.5 * np.std(found, axis=0).max() / 20
@@ -177,14 +179,16 @@ class FixedDraws(TabularSpace):
 @pytest.mark.parametrize(
     "rule", [npf.NashMD(beta=0.3, eta=0.5), npf.OGDA(beta=0.3, eta=0.5), npf.BestResponse(beta=0.3)]
 )
-def test_the_policy_gradient_is_that_of_payoff_less_kl(rule):
-    """The expectation over both of two draws, by enumeration, away from where the round began."""
+@pytest.mark.parametrize("taken", [1, 2], ids=["within a round", "where a round begins"])
+def test_the_policy_gradient_is_that_of_payoff_less_kl(rule, taken):
+    """The expectation over both of two draws, by enumeration, away from the reference."""
     game, mu = game_and_reference(1, B=1, n=4)
     space = FixedDraws(TabularPolicy(mu), game)
     objective = MirrorObjective(space, rule, updates=2, estimator="policy_gradient")
-    objective.advance({})
     with torch.no_grad():
         space.policy.logits += torch.tensor([[0.5, -0.3, 0.2, 0.0]])
+    for _ in range(taken):
+        objective.advance({})
     pi = space.policy().exp()[0]
     expected = torch.zeros(1, 4, dtype=torch.float64)
     for i, j in itertools.product(range(4), repeat=2):
@@ -203,4 +207,4 @@ def test_the_policy_gradient_is_that_of_payoff_less_kl(rule):
         objective_value = objective_value - w * (log_pi.exp() * (log_pi - anchor)).sum()
     exact = -torch.autograd.grad(objective_value, space.policy.logits)[0]
     torch.testing.assert_close(expected, exact, rtol=0, atol=1e-12)
-    assert exact.abs().max() > 0.01
+    assert exact.abs().max() > 0.005

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -129,7 +130,22 @@ def test_equal_policies_are_one():
     assert len(tensors) == 2 * len(list(objective.network.parameters()))
 
 
+def test_a_policy_of_no_weight_is_no_part_of_a_mixture():
+    objective = MirrorObjective(space(adapted()), npf.NashMD(beta=0.1))  # ηβ = 1 in the first round
+    assert objective.policy("mixture") is objective.policy("reference")
+
+
 # --- sampling ---
+
+
+def test_systematic_draws_are_spread_over_the_policy():
+    """Of K codes at equal distances a completion of probability p has K p, up to one."""
+    drawn = space(lm(), samples=64).draw(None, PROMPTS, 0, 0, systematic=True)
+    for texts, logps in zip(drawn.responses.texts, drawn.logps, strict=True):
+        counts = Counter((text, round(float(logp), 4)) for text, logp in zip(texts, logps, strict=True))
+        assert len(counts) > 8
+        for (_, logp), count in counts.items():
+            assert abs(count - 64 * math.exp(logp)) < 1.01
 
 
 def test_what_is_drawn_depends_on_the_prompt_and_the_step_alone():
