@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from nashpref.llm.data import Text
 from nashpref.llm.encoding import Encoder, Tokens, collate
-from nashpref.llm.interpreter import Draws
+from nashpref.llm.interpreter import OPPONENTS, Draws, payoffs
 from nashpref.llm.logprobs import check_model, completion_logps, quietly
 from nashpref.llm.policies import Blend, Policy, Store, Weights
 from nashpref.llm.preferences.adapters import Preference
 from nashpref.llm.preferences.tournament import win_rates
 from nashpref.llm.sampling import Mixture, Network, sample
+from nashpref.mirror import MirrorStep
 
 Generate = Callable[[nn.Module, Sequence[Text], int], Sequence[Sequence[str]]]
 """`(model, prompts, count) -> completions`, `count` for each prompt, by a sampler of the user's own.
@@ -147,8 +148,24 @@ class CompletionSpace:
         with quietly(self.model), self.store.loaded(policy):
             return completion_logps(self.model, tokens, temperature=self.temperature).view(shape)
 
-    def win_rates(self, draws: Draws, opponent: Draws) -> Tensor:
-        """By the preference."""
+    def gain(
+        self,
+        step: MirrorStep,
+        draws: Draws,
+        policy: Callable[[str], Policy],
+        at: int,
+        *,
+        systematic: bool = False,
+        drawn: Mapping[str, Draws] | None = None,
+    ) -> Tensor:
+        """Mean win-rates over responses of the opponents."""
+
+        def draw(opponent: Policy) -> Draws:
+            return self.draw(opponent, draws.prompts, at, OPPONENTS, systematic=systematic)
+
+        return payoffs(self._win_rates, draw, step, draws, policy, drawn)
+
+    def _win_rates(self, draws: Draws, opponent: Draws) -> Tensor:
         prompts = [asked.prompt for asked in draws.prompts]
         rates = win_rates(self.preference, prompts, draws.responses.texts, opponent.responses.texts)
         return rates.to(draws.weights)

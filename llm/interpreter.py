@@ -10,14 +10,14 @@ at all: a copy, or a mixture to be sampled from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nashpref.llm.losses.selfplay import step_target, variance
+from nashpref.llm.losses.selfplay import variance
 from nashpref.llm.policies import Blend, Policy, Store, Weights, mixed
 from nashpref.mirror import MirrorStep, UpdateRule
 
@@ -27,19 +27,29 @@ OWN, OPPONENTS = 0, 1  # streams of random numbers
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """K responses to each of B prompts.
+    """K responses to each of B prompts, or of R dialogues that B prompts have led to.
 
     Attributes:
-        prompts: the examples that they answer.
+        prompts: what they answer, R in number.
         responses: whatever the space knows them by.
-        weights: `(B, K)`, of sum 1 in each row: a mean over the policy that is meant is this weighted mean.
-        logps: `(B, K)` where drawing has told `log π(y)` of the policy drawn from.
+        weights: `(R, K)`, of sum 1 in each row: a mean over the policy that is meant is this weighted mean.
+        logps: `(R, K)` where drawing has told `log π(y)` of the policy drawn from.
+        owners: `(R,)`, which of the B prompts led to each row, and `shares`, `(R,)`, what the row's loss
+            counts in that prompt's; None: R = B, each prompt is a row.
     """
 
     prompts: Sequence[Any]
     responses: Any
     weights: Tensor
     logps: Tensor | None = None
+    owners: Tensor | None = None
+    shares: Tensor | None = None
+
+    def by_prompt(self, values: Tensor, B: int) -> Tensor:
+        """`Σ share · value` over each prompt's rows, `(B,)`, from values of rows, `(R,)`."""
+        if self.owners is None or self.shares is None:
+            return values
+        return values.new_zeros(B).index_add(0, self.owners, self.shares.to(values) * values)
 
 
 class Fitted(NamedTuple):
@@ -84,13 +94,57 @@ class Space(Protocol):
         """`log π(y)`, `(B, K)`; with gradients, of the network as it is now, for None."""
         ...
 
-    def win_rates(self, draws: Draws, opponent: Draws) -> Tensor:
-        """`Pr(y_i ≻ y'_k | x)`, `(B, K, K')`."""
+    def gain(
+        self,
+        step: MirrorStep,
+        draws: Draws,
+        policy: Callable[[str], Policy],
+        at: int,
+        *,
+        systematic: bool = False,
+        drawn: Mapping[str, Draws] | None = None,
+    ) -> Tensor:
+        """`Σ_j g_j q̂_j(y_i)`, `(R, K)`, up to a constant in each row: what opponents make of responses.
+
+        Args:
+            step: whose payoffs g_j are of the opponents j.
+            draws: the responses.
+            policy: named policies.
+            at: the randomness of what is drawn here, which is the same for all opponents.
+            systematic: as of `draw`.
+            drawn: responses of opponents that have been drawn already.
+        """
         ...
 
     def some(self, draws: Draws, columns: Tensor) -> Draws:
         """Of each prompt's responses those in `columns`, `(B, k)`."""
         ...
+
+
+def payoffs(
+    win_rates: Callable[[Draws, Draws], Tensor],
+    draw: Callable[[Policy], Draws],
+    step: MirrorStep,
+    draws: Draws,
+    policy: Callable[[str], Policy],
+    drawn: Mapping[str, Draws] | None,
+) -> Tensor:
+    """`Space.gain` of one turn: `q̂_j(y_i)` is the mean of `Pr(y_i ≻ y'_k | x) − 1/2` over draws of π_j.
+
+    Args:
+        win_rates: of draws, `(B, K)`, over an opponent's, `(B, K')`: `(B, K, K')`.
+        draw: responses of an opponent; equal ones are drawn once.
+        step, draws, policy, drawn: as of `Space.gain`.
+    """
+    q: dict[Policy, Tensor] = {}
+    for name in step.payoffs:
+        opponent = policy(name)
+        if opponent not in q:
+            other = (drawn or {}).get(name) or draw(opponent)
+            rates = win_rates(draws, other)
+            q[opponent] = torch.einsum("bik,bk->bi", rates, other.weights.to(rates)) - 0.5
+    total = torch.stack([float(g) * q[policy(name)] for name, g in step.payoffs.items()]).sum(dim=0)
+    return total.to(draws.weights)
 
 
 class MirrorObjective(nn.Module):
@@ -118,6 +172,7 @@ class MirrorObjective(nn.Module):
     Args:
         space: see `Space`.
         rule: any rule of `nashpref`.
+        rounds: after so many the rule is asked for no further step; None: there is always a next one.
         updates: optimizer steps for each mirror step with payoffs.
         reuse: optimizer steps on the same responses, which `batches` must give the same prompts; a divisor of
             `updates`, and 1 for "policy_gradient".
@@ -135,6 +190,7 @@ class MirrorObjective(nn.Module):
         space: Space,
         rule: UpdateRule,
         *,
+        rounds: int | None = None,
         updates: int = 1,
         reuse: int = 1,
         batch_responses: int | None = None,
@@ -153,7 +209,7 @@ class MirrorObjective(nn.Module):
             raise ValueError(
                 "estimator = 'policy_gradient' needs responses of the network as it is: reuse = 1"
             )
-        self.space, self.rule, self.updates = space, rule, updates
+        self.space, self.rule, self.rounds, self.updates = space, rule, rounds, updates
         self.estimator, self.sampler, self.systematic = estimator, sampler, systematic
         self.reuse, self.batch_responses = reuse, batch_responses
         self._fitted: dict[tuple[Any, ...], Fitted] = {}  # of the prompts in use, made at step _fitted_at
@@ -188,7 +244,8 @@ class MirrorObjective(nn.Module):
                 self._fitted[key] = self._draw(prompts, drawn_at)
         draws, target, start = self._some(self._fitted[key])
         logps = self.space.logps(None, draws)
-        return {"loss": variance(logps - target), "displacement": variance(start - target)}
+        found = {"loss": variance(logps - target), "displacement": variance(start - target)}
+        return {name: draws.by_prompt(values, len(prompts)) for name, values in found.items()}
 
     def advance(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """After each `updates` optimizer steps the policy is written, and the next fit begun.
@@ -253,17 +310,17 @@ class MirrorObjective(nn.Module):
 
     def _next_fit(self) -> None:
         """Do all that needs no training up to the next step that does, whose start becomes the network."""
-        while True:
+        while self.round != self.rounds:
             steps = self.rule.steps(self.round)
             while self.place < len(steps) and not steps[self.place].payoffs:
                 step = steps[self.place]
                 self.policies[step.to] = mixed(step, {name: self.policy(name) for name in step.anchors})
                 self.place += 1
             if self.place < len(steps):
-                break
+                self._check()
+                self.space.store.load(self._start_of(self.step))
+                return
             self.round, self.place = self.round + 1, 0
-        self._check()
-        self.space.store.load(self._start_of(self.step))
 
     def _check(self) -> None:
         step = self.step
@@ -293,9 +350,17 @@ class MirrorObjective(nn.Module):
             self.policy(sampler), prompts, at, OWN, systematic=self.systematic and not on_policy
         )
         score = self._scores(draws, self.policy(sampler))
-        payoffs = self._payoffs(draws, prompts, at, {sampler: draws} if on_policy else {})
-        anchors = {name: score(self.policy(name)) for name in step.anchors}
-        return Fitted(draws, step_target(step, anchors, payoffs), score(self._start_of(step)))
+        target = space.gain(
+            step,
+            draws,
+            self.policy,
+            at,
+            systematic=self.systematic,
+            drawn={sampler: draws} if on_policy else None,
+        )
+        for name, weight in step.anchors.items():
+            target = target + float(weight) * score(self.policy(name))
+        return Fitted(draws, target, score(self._start_of(step)))
 
     def _some(self, fitted: Fitted) -> Fitted:
         """As many responses of each prompt as an optimizer step takes."""
@@ -327,21 +392,6 @@ class MirrorObjective(nn.Module):
 
         return score
 
-    def _payoffs(
-        self, draws: Draws, prompts: Sequence[Any], at: int, known: Mapping[str, Draws]
-    ) -> dict[str, Tensor]:
-        """`q̂_j(y_i)`, `(B, K)`, for each opponent of the step; equal opponents are drawn once."""
-        payoffs: dict[Policy, Tensor] = {}
-        for name in self.step.payoffs:
-            policy = self.policy(name)
-            if policy not in payoffs:
-                other = known.get(name) or self.space.draw(
-                    policy, prompts, at, OPPONENTS, systematic=self.systematic
-                )
-                rates = self.space.win_rates(draws, other)
-                payoffs[policy] = torch.einsum("bik,bk->bi", rates, other.weights.to(rates)) - 0.5
-        return {name: payoffs[self.policy(name)].to(draws.weights) for name in self.step.payoffs}
-
     def _policy_gradient(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """The score-function gradient, whole responses, baseline the mean of the others."""
         step, space = self.step, self.space
@@ -351,8 +401,7 @@ class MirrorObjective(nn.Module):
             # Where fitting begins the network is a policy that has a name, and need not be asked again.
             now = self._start_of(step) if self.count == 0 else None
             known = self._scores(replace(draws, logps=logps.detach()), now)
-            payoffs = self._payoffs(draws, prompts, self.taken, {})
-            gain = torch.stack([float(g) * payoffs[name] for name, g in step.payoffs.items()]).sum(dim=0)
+            gain = space.gain(step, draws, self.policy, self.taken, systematic=self.systematic)
             for name, weight in step.anchors.items():
                 gain = gain - float(weight) * (logps - known(self.policy(name)))
             K = gain.shape[1]

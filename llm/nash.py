@@ -108,6 +108,7 @@ class NashTrainer(OnlineTrainer):
         self.objective = MirrorObjective(
             self.space,
             rule,
+            rounds=args.rounds,
             updates=args.updates,
             reuse=args.reuse,
             batch_responses=args.batch_responses,

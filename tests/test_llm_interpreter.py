@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import nashpref as npf
 from nashpref.llm.interpreter import MirrorObjective
 from nashpref.llm.policies import Weights
-from nashpref.llm.tabular import TabularPolicy, TabularSpace
+from nashpref.llm.tabular import MarkovSpace, TabularPolicy, TabularSpace
 
 RULES = {
     "mwu": npf.MWU(eta=0.3),
@@ -76,6 +76,58 @@ def test_on_any_game(seed, name):
     iterates = []
     fit_exactly(MirrorObjective(TabularSpace(TabularPolicy(mu), game), RULES[name]), 10, iterates.append)
     np.testing.assert_allclose(iterates, trace.policies[1:], rtol=0, atol=1e-12)
+
+
+# --- Markov games ---
+
+MARKOV_RULES = {
+    "mtpo": npf.MTPO(beta=0.2, eta=0.5),
+    "mtpo, decreasing": npf.MTPO(beta=0.2),
+    "mtpo-tau": npf.MTPOTau(beta=0.2, eta=0.5),
+    "mpo": npf.MPO(eta=0.3),
+    "ompo": npf.OMPO(eta=0.4),
+    "ompo, regularised": npf.OMPO(beta=0.1, eta=0.4),
+    "gda": npf.GDA(beta=0.1, eta=0.5),
+    "egpo": npf.EGPO(beta=0.1, eta=0.4),
+}
+
+
+@pytest.mark.parametrize("every_step", [False, True], ids=["final states", "every step"])
+@pytest.mark.parametrize("name", MARKOV_RULES)
+def test_the_iterates_on_a_markov_game_are_those_of_the_exact_core(name, every_step):
+    check_markov(MARKOV_RULES[name], markov_game(0, every_step), None)
+
+
+def test_the_iterates_under_the_weighted_divergence_too():
+    check_markov(npf.OMPO(eta=0.4), markov_game(1, True), npf.Geometry.WEIGHTED_OCCUPANCY)
+
+
+def check_markov(rule, game, geometry):
+    rng = np.random.default_rng(5)
+    mu = rng.dirichlet(np.ones(game.actions) * 3, game.policy_shape[:-1])
+    trace = npf.solve(game, rule, 50, reference=mu, keep_policies=True, geometry=geometry)
+    table = TabularPolicy(game.flat(mu).reshape(-1, game.actions))
+    space = MarkovSpace(table, game, geometry or getattr(rule, "geometry", "occupancy"), rule_beta(rule))
+    iterates = []
+    fit_exactly(MirrorObjective(space, rule), 50, iterates.append)
+    expected = np.stack([game.flat(policy) for policy in trace.policies[1:]])
+    found = np.where(game.reached_from[:, :, None], np.reshape(iterates, expected.shape), expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert np.abs(found[-1] - game.flat(mu)).max() > 0.01
+
+
+def rule_beta(rule):
+    return getattr(rule, "beta", 0.0)
+
+
+def markov_game(seed, every_step, H=3, S=4, A=3):
+    rng = np.random.default_rng(seed)
+    transition = rng.dirichlet(np.ones(S) * 0.5, (H, S, A))
+    shape = (H, S * A, S * A) if every_step else (S, S)
+    noise = rng.uniform(-0.5, 0.5, shape)
+    preference = 0.5 + (noise - np.swapaxes(noise, -1, -2)) / 2
+    preference = preference.reshape((H, S, A, S, A) if every_step else (S, S))
+    return npf.MarkovGame(transition, preference, np.array([0.5, 0.5, 0, 0]))
 
 
 # --- sampled responses ---
@@ -142,11 +194,18 @@ def test_opponents_that_are_spread_over_their_policies_say_more():
         objective = MirrorObjective(space, npf.OGDA(beta=0.1), systematic=systematic)
         before = torch.as_tensor(mu).log() + 0.1 * torch.arange(5)
         objective.policies["previous"] = Weights((before,))
-        payoffs = [objective._payoffs(everything, range(12), seed, {}) for seed in range(400)]
-        found = [(2 * q["current"] - q["previous"]).numpy() for q in payoffs]
+
+        def gains(weights, objective=objective, systematic=systematic):
+            step = npf.MirrorStep("current", {"current": 1.0}, weights)
+            policy = objective.policy
+            return [
+                space.gain(step, everything, policy, k, systematic=systematic).numpy() for k in range(400)
+            ]
+
+        found = gains({"current": 2.0, "previous": -1.0})
         # Both opponents are drawn with the same numbers: the ratio would be 2 were they independent.
-        apart = np.var([(q["current"] - q["previous"]).numpy() for q in payoffs], axis=0).mean()
-        alone = np.var([q["current"].numpy() for q in payoffs], axis=0).mean()
+        apart = np.var(gains({"current": 1.0, "previous": -1.0}), axis=0).mean()
+        alone = np.var(gains({"current": 1.0}), axis=0).mean()
         assert apart < (1.7 if systematic else 0.7) * alone
         exact = 2 * game.payoff(mu) - game.payoff(torch.softmax(before, dim=1).numpy())
         error = np.mean(found, axis=0) - exact
