@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from time import process_time
+from typing import Literal
 
 import numpy as np
 from torch import nn
 
 import nashpref as npf
 from benchmarks.harness import Measured, Row, in_fresh_process, row
-from nashpref.experiments.network_methods import SLOPE, best_fit, given_valid, optimum
+from nashpref.experiments.common import given_valid
+from nashpref.experiments.network_methods import SLOPE, best_fit, optimum
 from nashpref.experiments.networks import aligned, fine_tuned, reinforced
 from nashpref.llm.algorithms import GRPO, PPO
 from nashpref.llm.environments import rock_paper_scissors_of_styles
@@ -28,29 +32,46 @@ def falling(t: int) -> float:
     return min(2.0, 100.0 / (t + 2))
 
 
-RULES: dict[str, tuple[UpdateRule, int]] = {
-    "Nash-MD": (npf.NashMD(beta=BETA, eta=falling), 200),
-    "GDA": (npf.GDA(beta=BETA, eta=falling), 200),
-    "OGDA": (npf.OGDA(beta=BETA, eta=1.0), 240),
-    "EGPO": (npf.EGPO(beta=BETA, eta=1.8), 120),
+@dataclass(frozen=True)
+class Recipe:
+    """A rule, for how many rounds, and what runs differ in of `NashConfig`."""
+
+    rule: UpdateRule
+    rounds: int
+    schedule: Literal["linear", "cosine"] = "linear"
+    batch_responses: int = 32
+
+
+RECIPES = {
+    "Nash-MD": Recipe(npf.NashMD(beta=BETA, eta=falling), 200),
+    "GDA": Recipe(npf.GDA(beta=BETA, eta=falling), 200),
+    "OGDA": Recipe(npf.OGDA(beta=BETA, eta=1.0), 240),
+    "EGPO": Recipe(npf.EGPO(beta=BETA, eta=1.8), 120),
 }
 
 
 def rows() -> Iterator[Row]:
     """One for each rule, each in a process of its own."""
-    for name in RULES:
+    for name, recipe in RECIPES.items():
         title = f"gap of a transformer, 8 prompts × 81 responses, after {MINUTE:.0f} s of CPU or less: {name}"
-        yield row(title, f"≤ {NEAR:g}", "", in_fresh_process, nearest, name)
+        yield row(title, f"≤ {NEAR:g}", "", in_fresh_process, nearest, recipe, NEAR, MINUTE)
     for name in ("DPO", "PPO", "GRPO"):
         title = f"gap of the same transformer trained by {name}"
         yield row(title, f"≥ {10 * NEAR:g}", "", in_fresh_process, baseline, name)
 
 
-def nearest(name: str) -> Measured:
-    """The exact gap at the end of a run, which is shorter than a minute; evaluation is not counted."""
-    rule, rounds = RULES[name]
+def nearest(recipe: Recipe, near: float, limit: float = math.inf, seed: int = 0) -> Measured:
+    """The exact gap at the end of a run, or after `limit` seconds of CPU, evaluation not counted.
+
+    Args:
+        recipe: see there.
+        near: the note says when the gap first is this small.
+        limit: in seconds.
+        seed: of fine-tuning and of the run.
+    """
+    rule, rounds = recipe.rule, recipe.rounds
     task = rock_paper_scissors_of_styles()
-    model = fine_tuned(task, width=WIDTH, steps=STEPS, seed=0)
+    model = fine_tuned(task, width=WIDTH, steps=STEPS, seed=seed)
     reference = task.policy(model)
     log: list[tuple[float, float]] = []
     evaluating = 0.0
@@ -71,10 +92,12 @@ def nearest(name: str) -> Measured:
             updates=8,
             reuse=8,
             samples=64,
-            batch_responses=32,
+            batch_responses=recipe.batch_responses,
             batch_size=len(task.prompts),
             max_new_tokens=task.max_new_tokens,
             learning_rate=3e-3,
+            schedule=recipe.schedule,
+            seed=seed,
             log_every=1000,
             eval_every=8 * fits * rounds // 20,
         )
@@ -83,11 +106,11 @@ def nearest(name: str) -> Measured:
         )
         start = process_time()
         trainer.train(progress=False)
-    gap = [gap for seconds, gap in log if seconds <= MINUTE][-1]
-    first = next((f"{s:.0f} s" for s, g in log if g <= NEAR), "never")
+    gap = [gap for seconds, gap in log if seconds <= limit][-1]
+    first = next((f"{s:.0f} s" for s, g in log if g <= near), "never")
     began = float(task.gap(reference, BETA, reference).mean())
     return gap, (
-        f"from {began:.3f}; ≤ {NEAR:g} first after {first}; {rounds} rounds in {log[-1][0]:.0f} s of CPU, "
+        f"from {began:.3f}; ≤ {near:g} first after {first}; {rounds} rounds in {log[-1][0]:.0f} s of CPU, "
         f"gap {log[-1][1]:.1e} then"
     )
 

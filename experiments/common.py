@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nashpref as npf
+from nashpref.policies import FloatArray
 
 Table = Mapping[str, NDArray[Any]]
 """Columns of equal length by name."""
@@ -57,6 +58,11 @@ def counting_iterates(columns: Table) -> Table:
 def stack(tables: Sequence[Table]) -> Table:
     """Tables with the same columns, one below the other."""
     return {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
+
+
+def given_valid(policy: FloatArray) -> FloatArray:
+    """`(B, n)` from `(B, n + 1)`, whose last column is what is no response: given that there is one."""
+    return np.asarray(policy[:, :-1] / policy[:, :-1].sum(axis=1, keepdims=True))
 
 
 def save(folder: Path, settings: Any, tables: Mapping[str, Table]) -> None:

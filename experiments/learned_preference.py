@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import nashpref as npf
-from nashpref.experiments.common import Experiment, Table, stack
+from nashpref.experiments.common import Experiment, Table, given_valid, stack
 from nashpref.experiments.mixtures import mixtures
-from nashpref.policies import FloatArray
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,12 +123,12 @@ def _tables(s: Settings) -> Mapping[str, Table]:
     )
     mu = task.policy(policy)
     P, L = (np.stack([each.matrix(x, task.responses) for x in task.prompts]) for each in (task, preference))
-    game, nu = npf.MatrixGame(L), valid(mu)
+    game, nu = npf.MatrixGame(L), given_valid(mu)
     truth = task.metrics(beta, mu)
     rows: list[dict[str, float]] = []
 
     def measure(model: nn.Module) -> dict[str, float]:
-        learned_gap = float(np.mean(npf.duality_gap(game, valid(task.policy(model)), beta, nu)))
+        learned_gap = float(np.mean(npf.duality_gap(game, given_valid(task.policy(model)), beta, nu)))
         rows.append(truth(model) | {"learned_gap": learned_gap})
         return rows[-1]
 
@@ -165,7 +164,7 @@ def _tables(s: Settings) -> Mapping[str, Table]:
     star = npf.equilibrium(exact, beta, task.reference).policy
     pairings = {
         "demonstrator, equilibrium": (task.reference, star),
-        "before, after training": (nu, valid(task.policy(policy))),
+        "before, after training": (nu, given_valid(task.policy(policy))),
     }
     strict, diagonal = np.abs(P - 0.5) > 0.02, np.eye(task.count, dtype=bool)
     learned_star = npf.equilibrium(game, beta, nu).policy
@@ -186,11 +185,6 @@ def _tables(s: Settings) -> Mapping[str, Table]:
             ]
         ),
     }
-
-
-def valid(policy: FloatArray) -> FloatArray:
-    """Given that there is a response."""
-    return np.asarray(policy[:, :-1] / policy[:, :-1].sum(axis=1, keepdims=True))
 
 
 EXPERIMENT = Experiment(

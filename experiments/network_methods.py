@@ -23,7 +23,7 @@ import numpy as np
 import nashpref as npf
 from nashpref.bradley_terry import fit_bradley_terry
 from nashpref.closed_forms import rlhf
-from nashpref.experiments.common import Experiment, Table
+from nashpref.experiments.common import Experiment, Table, given_valid
 from nashpref.policies import FloatArray
 
 if TYPE_CHECKING:
@@ -178,11 +178,6 @@ def best_fit(task: Task, mu: FloatArray) -> FloatArray:
 def optimum(task: Task, mu: FloatArray, beta: float) -> FloatArray:
     """What RLHF and DPO aim at, `μ e^{r/β}` with that reward, `(B, n)`."""
     return np.stack([rlhf(r, beta, each) for r, each in zip(best_fit(task, mu), mu, strict=True)])
-
-
-def given_valid(policy: FloatArray) -> FloatArray:
-    """Given that a response is said."""
-    return np.asarray(policy[:, :-1] / policy[:, :-1].sum(axis=1, keepdims=True))
 
 
 EXPERIMENT = Experiment(

@@ -24,10 +24,12 @@ from nashpref.llm.algorithms import Algorithm
 from nashpref.llm.batching import LengthBuckets
 from nashpref.llm.data import Pair, Text
 from nashpref.llm.encoding import Encoder, collate, encode_demonstrations, encode_pairs
+from nashpref.llm.exact_dialogue import DialogueTask
 from nashpref.llm.exact_task import Task
 from nashpref.llm.nash import NashConfig, NashTrainer
 from nashpref.llm.objectives import Demonstrations, PolicyPairs, collate_referenced, with_reference
 from nashpref.llm.playground import tiny_causal_lm
+from nashpref.llm.preferences.adapters import key_of
 from nashpref.llm.rlhf import RLHFConfig, RLHFTrainer
 from nashpref.llm.training import TrainConfig, fit, make_accelerator
 from nashpref.mirror import UpdateRule, target_beta
@@ -47,14 +49,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def fine_tuned(task: Task, *, width: int, steps: int, seed: int) -> PreTrainedModel:
+def fine_tuned(task: Task | DialogueTask, *, width: int, steps: int, seed: int) -> PreTrainedModel:
     """A model of one layer that has learnt to speak like the task's demonstrator."""
     model = tiny_causal_lm(task.tokenizer, kind="gpt2", layers=1, width=width, context=32, seed=seed)
     encoder, rng = Encoder(task.tokenizer), np.random.default_rng(seed)
     demonstrations = task.demonstrations(rng, BATCH * min(steps, 80))
-    distinct = list(dict.fromkeys(demonstrations))  # few, and tokenisation is slow
-    encoded = dict(zip(distinct, encode_demonstrations(encoder, distinct), strict=True))
-    rows = [encoded[each] for each in demonstrations]
+    keys = [key_of([each.prompt, each.completion]) for each in demonstrations]
+    distinct = dict(zip(keys, demonstrations, strict=True))  # few, and tokenisation is slow
+    encoded = dict(zip(distinct, encode_demonstrations(encoder, distinct.values()), strict=True))
+    rows = [encoded[key] for key in keys]
     _fit(Demonstrations(model), rows, partial(collate, pad_id=encoder.pad_id), steps, 3e-3, seed)
     return model
 

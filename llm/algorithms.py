@@ -30,6 +30,7 @@ from nashpref.llm.losses.common import Label, positive
 from nashpref.llm.losses.policy_gradient import (
     AdaptiveKL,
     baseline_advantages,
+    clip_range,
     clipped_surrogate,
     clipped_value_loss,
     dr_grpo_advantages,
@@ -146,14 +147,15 @@ class Clipped(Algorithm):
     """The clipped surrogate of PPO; with one optimizer step on each response nothing is clipped.
 
     Attributes:
-        clip: ε > 0, how far π/π_old is followed: of a token, or of a whole response.
+        clip: ε > 0, how far π/π_old is followed: of a token, or of a whole response; (ε_low, ε_high) where it
+            is not as far up as down, see `clipped_surrogate`.
     """
 
-    clip: float = 0.2
+    clip: float | tuple[float, float] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(clip=self.clip)
+        clip_range(self.clip)
 
     def policy_loss(self, logps: Tensor, experience: Experience) -> Tensor:
         """`clipped_surrogate` of `advantages`."""

@@ -152,7 +152,7 @@ def exploitability(
         )
         store, prompts = trainer.space.store, trainer.prompts
         if eval_dataset is not None:
-            prompts = read_prompts(eval_dataset, trainer.space.encoder, args.max_new_tokens)
+            prompts = read_prompts(eval_dataset, trainer.space)
         training = [module for module in trainer.model.modules() if module.training]
         policy = store.take()
         known = answers(policy, trainer.prompts, 0)

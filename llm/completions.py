@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,11 @@ from nashpref.llm.policies import Blend, Policy, Store, Weights
 from nashpref.llm.preferences.adapters import Preference
 from nashpref.llm.preferences.tournament import win_rates
 from nashpref.llm.sampling import Mixture, Network, sample
+from nashpref.llm.shared_prompt import can_share_prompts, cheapest, group_logps
 from nashpref.mirror import MirrorStep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Generate = Callable[[nn.Module, Sequence[Text], int], Sequence[Sequence[str]]]
 """`(model, prompts, count) -> completions`, `count` for each prompt, by a sampler of the user's own.
@@ -43,6 +48,11 @@ class Asked:
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """What decides the randomness here, beside the seed, the step and the stream."""
+        return (self.index,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,19 @@ class CompletionSpace:
         self.temperature, self.top_k, self.mixture = temperature, top_k, mixture
         self.generate, self.seed = generate, seed
         self.store = Store(model, offload=offload)
+        self.shares_prompts = can_share_prompts(model)
+
+    def open(self, index: int, prompt: Text) -> Asked:
+        """A prompt of the data set at this place."""
+        return Asked(index, prompt, len(self.encoder.encode_prompt(prompt, room=self.max_new_tokens)))
+
+    def of(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> CompletionSpace:
+        """The same of another model, with a tokenizer of its own or this one; there it only responds."""
+        other = copy.copy(self)
+        other.model = model
+        if tokenizer is not None:
+            other.encoder = Encoder(tokenizer, self.encoder.max_length)
+        return other
 
     def draw(
         self,
@@ -116,7 +139,7 @@ class CompletionSpace:
         noise = torch.from_numpy(
             np.concatenate(
                 [
-                    np.random.default_rng([self.seed, step, stream, asked.index]).random(
+                    np.random.default_rng([self.seed, step, stream, *asked.place]).random(
                         (self.samples, self.max_new_tokens)
                     )
                     for asked in prompts
@@ -140,13 +163,19 @@ class CompletionSpace:
         logps = drawn.logps.view(uniform.shape) if self.top_k is None else None
         return Draws(prompts, Completions(drawn.texts, drawn.tokens), weights, logps)
 
+    def respond(
+        self, policy: Policy | None, prompts: Sequence[Asked], step: int, stream: int
+    ) -> list[list[Text]]:
+        """K responses to each prompt."""
+        return [list(texts) for texts in self.draw(policy, prompts, step, stream).responses.texts]
+
     def logps(self, policy: Weights | None, draws: Draws) -> Tensor:
         """Summed over the completion's tokens."""
-        tokens, shape = draws.responses.tokens, draws.weights.shape
+        shape = draws.weights.shape
         if policy is None:
-            return completion_logps(self.model, tokens, temperature=self.temperature).view(shape)
+            return self._scored(draws.responses.tokens, shape[1]).view(shape)
         with quietly(self.model), self.store.loaded(policy):
-            return completion_logps(self.model, tokens, temperature=self.temperature).view(shape)
+            return self._scored(draws.responses.tokens, shape[1]).view(shape)
 
     def gain(
         self,
@@ -179,6 +208,13 @@ class CompletionSpace:
         tokens = Tokens(*(tensor[:, :width] for tensor in tokens))
         weights = torch.full_like(columns, 1.0 / columns.shape[1], dtype=draws.weights.dtype)
         return Draws(draws.prompts, Completions((), tokens), weights)
+
+    def _scored(self, tokens: Tokens, count: int) -> Tensor:
+        """Rows of the same prompt together, as far as that is cheaper and the model can."""
+        size = cheapest(self.model, tokens, count) if self.shares_prompts else 1
+        if size == 1:
+            return completion_logps(self.model, tokens, temperature=self.temperature)
+        return group_logps(self.model, tokens, size, temperature=self.temperature)
 
     def _codes(self, noise: Tensor) -> Tensor:
         """`(i + u)/K`, with a uniform number u for each prompt."""

@@ -160,32 +160,25 @@ class Task:
         """
         check_temperature(temperature)
         self._check_enumerable()
-        encoder, V = Encoder(self.tokenizer), len(self.alphabet)
+        encoder = Encoder(self.tokenizer)
         if (size := causal_model(model).config.get_text_config().vocab_size) < len(self.tokenizer):
             raise ValueError(
                 f"the model knows {size} tokens, the task's tokenizer {len(self.tokenizer)}: build the model "
                 "with task.tokenizer"
             )
-        symbols = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(self.alphabet)))
-        rows = []
-        for prompt in self.prompts:
-            prefixes = torch.tensor([list(encoder.encode_prompt(prompt).ids)])
-            reached, leak = torch.zeros(1, dtype=torch.float64), 0.0  # log-probability of each prefix
-            ended = []
-            for length in range(self.longest + 1):
-                log_p = reached[:, None] + _next_logps(model, prefixes, temperature)
-                if length >= self.shortest:
-                    ended.append(log_p[:, encoder.end_id].exp())
-                    log_p[:, encoder.end_id] = -torch.inf
-                if length < self.longest:
-                    reached = log_p[:, symbols].flatten()
-                    log_p[:, symbols] = -torch.inf
-                    prefixes = torch.cat(
-                        [prefixes.repeat_interleave(V, dim=0), symbols.repeat(len(prefixes))[:, None]], dim=1
-                    )
-                leak += float(log_p.exp().sum())
-            rows.append(torch.cat([*ended, torch.tensor([leak], dtype=torch.float64)]))
-        return np.asarray(torch.stack(rows).numpy())
+        symbols = self.tokenizer.convert_tokens_to_ids(list(self.alphabet))
+        rows = [
+            word_probabilities(
+                model,
+                torch.tensor([list(encoder.encode_prompt(prompt).ids)]),
+                torch.tensor(symbols),
+                (self.shortest, self.longest),
+                encoder.end_id,
+                temperature,
+            )
+            for prompt in self.prompts
+        ]
+        return np.concatenate(rows)
 
     def payoff(self, policy: ArrayLike) -> FloatArray:
         """`q(y) = P(y ≻ policy) − 1/2` of every action, `(B, n + 1)`, as `game().payoff`, without a matrix.
@@ -396,6 +389,42 @@ class Task:
             at = x == k
             drawn[at] = np.searchsorted(cumulative, rng.random(at.sum()) * cumulative[-1], side="right")
         return self._words[drawn]
+
+
+def word_probabilities(
+    model: nn.Module,
+    prompts: Tensor,
+    symbols: Tensor,
+    lengths: tuple[int, int],
+    end_id: int,
+    temperature: float = 1.0,
+) -> FloatArray:
+    """The probability of each word of V symbols and, last, of all else, `(N, n + 1)`; every prefix read once.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids, `(N, T)`, without padding.
+        symbols: the token of each symbol, `(V,)`.
+        lengths: the fewest and the most symbols of a word, which ends with the token `end_id`.
+        end_id: see there.
+        temperature: of the logits.
+    """
+    N, V = len(prompts), len(symbols)
+    shortest, longest = lengths
+    prefixes, reached = prompts, torch.zeros(N, 1, dtype=torch.float64)  # log-probability of each prefix
+    leak, ended = torch.zeros(N, 1, dtype=torch.float64), []
+    for length in range(longest + 1):
+        log_p = reached[:, :, None] + _next_logps(model, prefixes, temperature).view(*reached.shape, -1)
+        if length >= shortest:
+            ended.append(log_p[:, :, end_id].exp())
+            log_p[:, :, end_id] = -torch.inf
+        if length < longest:
+            reached = log_p[:, :, symbols].flatten(1)
+            log_p[:, :, symbols] = -torch.inf
+            longer = symbols.repeat(len(prefixes))[:, None]
+            prefixes = torch.cat([prefixes.repeat_interleave(V, dim=0), longer], dim=1)
+        leak += log_p.exp().sum(dim=(1, 2))[:, None]
+    return np.asarray(torch.cat([*ended, leak], dim=1).numpy())
 
 
 def _next_logps(model: nn.Module, prefixes: Tensor, temperature: float) -> Tensor:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from nashpref.llm.completions import Generate
+from nashpref.llm.dialogues import Environment
 from nashpref.llm.interpreter import Estimator, MirrorObjective
 from nashpref.llm.online import OnlineConfig, OnlineTrainer
 from nashpref.llm.opponents import Pool
 from nashpref.llm.policies import Blend, Weights
 from nashpref.llm.preferences.adapters import Preference
-from nashpref.mirror import UpdateRule
+from nashpref.llm.turns import DialogueSpace
+from nashpref.mirror import Geometry, UpdateRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +36,7 @@ class NashConfig(OnlineConfig):
         batch_responses: of the `samples` responses to a prompt, how many an optimizer step takes; None: all.
         estimator, sampler: see `nashpref.llm.interpreter.MirrorObjective`.
         mixture: see `nashpref.llm.completions.CompletionSpace`.
+        lines, every_turn: of dialogues, see `nashpref.llm.turns.DialogueSpace`.
     """
 
     rounds: int
@@ -41,6 +45,8 @@ class NashConfig(OnlineConfig):
     estimator: Estimator = "regression"
     sampler: str = "current"
     mixture: Literal["token", "sequence"] = "token"
+    lines: int = 1
+    every_turn: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +77,9 @@ class NashTrainer(OnlineTrainer):
             `nashpref.llm.preferences`.
         args: see `NashConfig`.
         train_dataset, processing_class, eval_dataset, compute_metrics, generate, pool: see `OnlineTrainer`.
+        environment: the other side of a dialogue, for many turns, see `nashpref.llm.dialogues`; a response is
+            then a dialogue, as messages, and the prompt what it opens with. The rule's geometry decides what
+            a turn is worth, as on a `nashpref.MarkovGame`: MTPO, MTPO-τ, MPO, OMPO and all others run.
 
     Raises:
         ValueError: a mistake in one of them; nothing has been written.
@@ -91,7 +100,24 @@ class NashTrainer(OnlineTrainer):
         compute_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         generate: Generate | None = None,
         pool: Pool | None = None,
+        environment: Environment | None = None,
     ) -> None:
+        dialogues = None
+        if environment is not None:
+            if args.estimator != "regression":
+                raise ValueError(
+                    f"estimator = {args.estimator!r} is of single responses: dialogues need 'regression'"
+                )
+            geometry = Geometry(getattr(rule, "geometry", Geometry.OCCUPANCY))
+            beta = float(getattr(rule, "beta", 0.0))
+            dialogues = partial(
+                DialogueSpace,
+                environment=environment,
+                geometry=geometry,
+                beta=beta,
+                lines=args.lines,
+                every_turn=args.every_turn,
+            )
         super().__init__(
             model,
             args,
@@ -99,6 +125,7 @@ class NashTrainer(OnlineTrainer):
             processing_class,
             preference,
             mixture=args.mixture,
+            dialogues=dialogues,
             eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
             generate=generate,

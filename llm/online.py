@@ -21,6 +21,7 @@ from nashpref.llm.opponents import Opponents, Pool
 from nashpref.llm.policies import Weights
 from nashpref.llm.preferences.adapters import Preference
 from nashpref.llm.training import TrainConfig, fit, make_accelerator
+from nashpref.llm.turns import DialogueSpace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,6 +67,7 @@ class OnlineTrainer(ABC):
         processing_class: the tokenizer; loaded with the model where that is a name.
         preference: `(prompts, a, b) -> probabilities`, which of two responses wins.
         mixture: see `CompletionSpace`.
+        dialogues: what makes dialogues of single responses; None: responses are all.
         eval_dataset: prompts on which win-rates are measured, against `reference`, what training started
             from, `previous`, the policy at the evaluation before, and the pool.
         compute_metrics: called with the model, in which the policy's weights are then, at each evaluation;
@@ -86,6 +88,7 @@ class OnlineTrainer(ABC):
         preference: Preference,
         *,
         mixture: Literal["token", "sequence"] = "token",
+        dialogues: Callable[[CompletionSpace], DialogueSpace] | None = None,
         eval_dataset: Any = None,
         compute_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         generate: Generate | None = None,
@@ -106,7 +109,7 @@ class OnlineTrainer(ABC):
         self.accelerator = make_accelerator(args)
         self.model: nn.Module = nn.Module.to(model, self.accelerator.device)
         encoder = Encoder(processing_class, args.max_length)
-        self.space = CompletionSpace(
+        self.completions = CompletionSpace(
             self.model,
             encoder,
             preference,
@@ -119,15 +122,22 @@ class OnlineTrainer(ABC):
             seed=args.seed,
             offload=args.offload,
         )
-        self.prompts = read_prompts(train_dataset, encoder, args.max_new_tokens)
+        self.space = self.completions if dialogues is None else dialogues(self.completions)
+        self.prompts = read_prompts(train_dataset, self.space)
         self.eval_prompts: Sequence[Asked] = ()
         if eval_dataset is not None:
-            self.eval_prompts = read_prompts(eval_dataset, encoder, args.max_new_tokens)
+            self.eval_prompts = read_prompts(eval_dataset, self.space)
         self.opponents: Opponents | None = None
         if self.eval_prompts:
             start, output = self.space.store.base, Path(args.output)
             self.opponents = Opponents(
-                self.space, self.eval_prompts, start, output, pool, batch_size=args.batch_size
+                self.space,
+                self.accelerator,
+                self.eval_prompts,
+                start,
+                output,
+                pool,
+                batch_size=args.batch_size,
             )
         elif pool:
             raise ValueError(f"pool = {list(pool)} needs eval_dataset=, prompts to compare responses on")
@@ -180,7 +190,8 @@ class OnlineTrainer(ABC):
     def evaluate(self) -> dict[str, float]:
         """Of `current()`: `win_rate/<opponent>` with `…/low` and `…/high`, and your metrics.
 
-        See `nashpref.llm.opponents.Opponents.win_rates`.
+        All processes call it and share the prompts; `compute_metrics` is called by each. See
+        `nashpref.llm.opponents.Opponents.win_rates`.
         """
         metrics: dict[str, float] = {}
         current = self.current()
@@ -213,12 +224,11 @@ class OnlineTrainer(ABC):
         return metrics
 
 
-def read_prompts(dataset: Any, encoder: Encoder, room: int) -> list[Asked]:
+def read_prompts(dataset: Any, space: CompletionSpace | DialogueSpace) -> Sequence[Asked]:
     """Prompts of records, rows, or plain texts and chats."""
     rows = [] if isinstance(dataset, str | Path) else list(dataset)
     if rows and isinstance(rows[0], str | list | tuple):
         prompts: list[Text] = rows
     else:
         prompts = [record.prompt for record in read(rows or dataset)]
-    lengths = [len(encoder.encode_prompt(prompt, room=room)) for prompt in prompts]
-    return [Asked(i, prompt, n) for i, (prompt, n) in enumerate(zip(prompts, lengths, strict=True))]
+    return [space.open(i, prompt) for i, prompt in enumerate(prompts)]

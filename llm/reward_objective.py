@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from nashpref.llm.algorithms import PPO, Algorithm, Experience
 from nashpref.llm.completions import Asked, CompletionSpace
+from nashpref.llm.data import Text
 from nashpref.llm.encoding import Tokens
 from nashpref.llm.logprobs import (
     CHUNK,
@@ -24,6 +26,7 @@ from nashpref.llm.logprobs import (
 from nashpref.llm.losses.policy_gradient import AdaptiveKL
 from nashpref.llm.policies import Store, Weights
 from nashpref.llm.preferences.adapters import Reward, checked
+from nashpref.llm.preferences.adapters import sample as sample_at
 from nashpref.llm.sampling import sample
 
 DECAY = 0.9  # of the average over earlier batches
@@ -63,8 +66,9 @@ class RewardObjective(nn.Module):
 
     Raises:
         ValueError: `reuse` below 1; an algorithm that asks for the likeliest response of a sampler of the
-            user's own. In training: a reward that is not finite, or not one for each response; its sample is
-            named.
+            user's own. In training: a reward that raises, is not finite, or is not one for each response; its
+            step and its sample are named. Checkpoints stay as they are: with the reward mended, training goes
+            on from the newest.
     """
 
     def __init__(
@@ -193,11 +197,18 @@ class RewardObjective(nn.Module):
                     old, values = self._read(tokens)
         with quietly(self.network), space.store.loaded(self.reference):
             reference = token_logps(self.network, tokens, temperature=space.temperature)
-        rewards = rewards_of(self.reward, prompts, texts).to(reference)
+        rewards = self._rewards(prompts, texts).to(reference)
         if likeliest is None:
             return Drawn(tokens, rewards, reference, None, old, values)
-        greedy = rewards_of(self.reward, prompts, likeliest)[:, 0].to(reference)
+        greedy = self._rewards(prompts, likeliest)[:, 0].to(reference)
         return Drawn(tokens, rewards, reference, greedy, old, values)
+
+    def _rewards(self, prompts: Sequence[Asked], texts: Sequence[Sequence[str]]) -> Tensor:
+        """`rewards_of`; errors name the step."""
+        try:
+            return rewards_of(self.reward, prompts, texts)
+        except ValueError as error:
+            raise ValueError(f"step {self.taken + 1}: {error}") from error
 
     def _likeliest(self, prompts: Sequence[Asked]) -> list[list[str]]:
         """The greedy response to each prompt."""
@@ -228,13 +239,30 @@ class RewardObjective(nn.Module):
         return empty.masked_scatter(predicted, scores), empty.masked_scatter(predicted, values.to(scores))
 
 
-def rewards_of(reward: Reward, prompts: Sequence[Asked], texts: Sequence[Sequence[str]]) -> Tensor:
+def rewards_of(reward: Reward, prompts: Sequence[Asked], texts: Sequence[Sequence[Text]]) -> Tensor:
     """r(x, y) of K responses to each of B prompts, `(B, K)` float64.
 
     Raises:
-        ValueError: a reward that is not finite, or not one for each response; the sample at fault is named.
+        ValueError: a reward that raises, is not finite, or is not one for each response; the sample at fault
+            is named.
     """
     asked = [each.prompt for each, responses in zip(prompts, texts, strict=True) for _ in responses]
     flat = [response for responses in texts for response in responses]
-    found = checked(reward(asked, flat), asked, "the reward", -float("inf"), float("inf"))
-    return found.view(len(prompts), -1)
+    try:
+        values = reward(asked, flat)
+    except Exception as error:
+        at = _first_that_raises(reward, asked, flat)
+        where = "all samples together, and for none alone" if at is None else sample_at(at, asked[at])
+        said = "" if at is None else f", answered {flat[at]!r:.60}"
+        raise ValueError(f"the reward raised {type(error).__name__}: {error}; for {where}{said}") from error
+    return checked(values, asked, "the reward", -math.inf, math.inf).view(len(prompts), -1)
+
+
+def _first_that_raises(reward: Reward, prompts: Sequence[Text], responses: Sequence[Text]) -> int | None:
+    """Asked one by one, which only an error is worth."""
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        try:
+            reward([prompt], [response])
+        except Exception:
+            return i
+    return None

@@ -90,7 +90,7 @@ class RLHFTrainer(OnlineTrainer):
             pool=pool,
         )
         self.algorithm, self.reward, self.rounds = algorithm, function, args.rounds
-        self.objective = RewardObjective(self.space, algorithm, function, reuse=args.reuse)
+        self.objective = RewardObjective(self.completions, algorithm, function, reuse=args.reuse)
 
     @property
     def steps(self) -> int:

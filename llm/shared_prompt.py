@@ -1,8 +1,8 @@
-"""Log-probabilities of both completions of a pair with one pass over their prompt.
+"""Log-probabilities of several completions of a prompt with one pass over the prompt.
 
-A row holds the prompt, y⁺ and y⁻. The tokens of y⁻ attend to the prompt and to themselves, and their
-positions go on from the prompt's, so that every number is the one of two separate rows. P + 2R tokens pass
-through the model instead of 2P + 2R, forward and backward.
+A row holds the prompt and its completions one after another. The tokens of each completion attend to the
+prompt and to themselves, and their positions go on from the prompt's, so that every number is that of a row
+of its own. P + K R tokens pass through the model instead of K (P + R), forward and backward.
 """
 
 from __future__ import annotations
@@ -35,43 +35,84 @@ def pair_logps(model: nn.Module, tokens: Tokens, *, temperature: float = 1.0, ch
     Raises:
         ValueError: also for an odd number of rows, padding on the left, or prompts that differ within a pair.
     """
-    check_temperature(temperature)
-    check_completions(tokens)
-    causal = causal_model(model)
     pairs, odd = divmod(len(tokens.input_ids), 2)
     if odd:
         raise ValueError(f"{len(tokens.input_ids)} rows: B chosen ones and then B rejected ones are needed")
-    (ids, second_ids), (mask, second_mask), (counted, second_counted) = (
-        torch.split(t, pairs) for t in tokens
-    )
-    width = ids.shape[1]
-    if not mask[:, 0].all():
+    beside = torch.arange(2 * pairs, device=tokens.input_ids.device).view(2, pairs).T.flatten()
+    together = Tokens(*(each[beside] for each in tokens))
+    return group_logps(model, together, 2, temperature=temperature, chunk=chunk).view(pairs, 2).T.flatten()
+
+
+def group_logps(
+    model: nn.Module, tokens: Tokens, count: int, *, temperature: float = 1.0, chunk: int = CHUNK
+) -> Tensor:
+    """`completion_logps(model, tokens)` of N prompts with K = `count` completions each, `(N K,)`.
+
+    Args:
+        model: one for which `can_share_prompts` holds.
+        tokens: N K rows padded on the right, the K of a prompt one after another.
+        count: K.
+        temperature, chunk: as in `nashpref.llm.logprobs.token_logps`.
+
+    Raises:
+        ValueError: also for another number of rows, padding on the left, or prompts that differ in a group.
+    """
+    check_temperature(temperature)
+    check_completions(tokens)
+    causal = causal_model(model)
+    rows, width = tokens.input_ids.shape
+    if rows % count:
+        raise ValueError(f"{rows} rows: {count} of each prompt are needed")
+    ids, mask, counted = (each.view(-1, count, width) for each in tokens)
+    if not mask[:, :, 0].all():
         raise ValueError("the rows are padded on the left: pad them on the right")
-    start = _prompt_lengths(ids, counted, second_ids, second_counted)
+    start = _prompt_lengths(ids, counted)
 
-    # Columns 0 … width − 1 are the chosen row as it is; the rejected completions follow, moved to one start.
-    offsets = torch.arange(int((second_mask.sum(1) - start).max()), device=ids.device)
-    source = start[:, None] + offsets
-    inside = source < width
-    source = source.clamp(max=width - 1)
-    row_ids = torch.cat([ids, second_ids.gather(1, source)], dim=1)
-    valid = torch.cat([mask.bool(), second_mask.bool().gather(1, source) & inside], dim=1)
-    scored = torch.cat([counted.bool(), second_counted.bool().gather(1, source) & inside], dim=1)
+    # Columns 0 … width − 1 are a group's first row as it is; the other completions follow, C columns each.
+    C = int((mask.sum(dim=2) - start[:, None]).max())
+    source = start[:, None] + torch.arange(C, device=ids.device)
+    inside, source = source < width, source.clamp(max=width - 1)
+
+    def row(each: Tensor) -> Tensor:
+        moved = each[:, 1:].gather(2, source[:, None].expand(-1, count - 1, -1))
+        return torch.cat([each[:, 0], moved.flatten(1)], dim=1)
+
+    kept = torch.cat([torch.ones_like(mask[:, 0], dtype=torch.bool), inside.repeat(1, count - 1)], dim=1)
+    row_ids, valid, scored = row(ids), row(mask.bool()) & kept, row(counted.bool()) & kept
     columns = torch.arange(row_ids.shape[1], device=ids.device)
-    moved = columns >= width
-    positions = torch.where(moved, start[:, None] + columns - width, columns)
+    block = torch.where(columns < width, 0, (columns - width) // C + 1)
+    place = (columns - width) % C  # within a completion that was moved
+    positions = torch.where(block > 0, start[:, None] + place, columns)
 
-    backbone_states: Tensor = causal.base_model(
+    states: Tensor = causal.base_model(
         input_ids=row_ids,
-        attention_mask=_mask(start, valid, moved, causal.dtype),
+        attention_mask=_mask(start, valid, block, causal.dtype),
         position_ids=positions,
         use_cache=False,
     )[0]
-    before = torch.where(columns == width, start[:, None] - 1, columns - 1)  # what predicts each column
-    row, column = scored.nonzero(as_tuple=True)
-    states = backbone_states[row, before[row, column]]
-    scores = score_targets(causal, states, row_ids[row, column], temperature, chunk)
-    return scores.new_zeros(2 * pairs).index_add(0, row + pairs * moved[column], scores)
+    first = (block > 0) & (place == 0)
+    before = torch.where(first, start[:, None] - 1, columns - 1)  # what predicts each column
+    group, column = scored.nonzero(as_tuple=True)
+    scores = score_targets(
+        causal, states[group, before[group, column]], row_ids[group, column], temperature, chunk
+    )
+    return scores.new_zeros(rows).index_add(0, count * group + block[column], scores)
+
+
+def cheapest(model: nn.Module, tokens: Tokens, count: int) -> int:
+    """How many of a prompt's K = `count` completions to put into one row: the divisor of K that costs least.
+
+    A row of L tokens costs `L + L²/(6 d)` of what a token costs outside of attention, d the model's width.
+    """
+    d = int(causal_model(model).config.get_text_config().hidden_size)
+    R = int(tokens.completion_mask.sum(dim=1).max())
+    P = tokens.input_ids.shape[1] - R
+
+    def cost(size: int) -> float:
+        L = P + size * R
+        return (L + L * L / (6.0 * d)) / size
+
+    return min((size for size in range(1, count + 1) if count % size == 0), key=cost)
 
 
 def can_share_prompts(model: nn.Module) -> bool:
@@ -100,20 +141,23 @@ def can_share_prompts(model: nn.Module) -> bool:
     return bool((shared - apart).abs().max() < tolerance * apart.abs().max())
 
 
-def _prompt_lengths(ids: Tensor, counted: Tensor, second_ids: Tensor, second_counted: Tensor) -> Tensor:
-    """Where the completions start, `(B,)`."""
-    starts = counted.int().argmax(dim=1)
-    prompt = torch.arange(ids.shape[1], device=ids.device) < starts[:, None]
-    differ = ((ids != second_ids) & prompt).any(dim=1) | (starts != second_counted.int().argmax(dim=1))
+def _prompt_lengths(ids: Tensor, counted: Tensor) -> Tensor:
+    """Where the completions of each group start, `(N,)`."""
+    starts = counted.int().argmax(dim=2)
+    start = starts[:, 0]
+    prompt = torch.arange(ids.shape[2], device=ids.device) < start[:, None, None]
+    differ = ((ids != ids[:, :1]) & prompt).any(dim=2) | (starts != start[:, None])
     if differ.any():
-        raise ValueError(f"pair {int(differ.nonzero()[0])}: the prompts differ; score the rows one by one")
-    return starts
+        what = "pair" if ids.shape[1] == 2 else "group"
+        at = int(differ.any(dim=1).nonzero()[0])
+        raise ValueError(f"{what} {at}: the prompts differ; score the rows one by one")
+    return start
 
 
-def _mask(starts: Tensor, valid: Tensor, moved: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(B, 1, L, L)`, added to the attention's logits: y⁻ does not see y⁺."""
+def _mask(starts: Tensor, valid: Tensor, block: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(N, 1, L, L)`, added to the attention's logits: no completion sees another one."""
     columns = torch.arange(valid.shape[1], device=valid.device)
     causal = columns[:, None] >= columns
-    seen = ~moved[:, None] | moved | (columns < starts[:, None, None])
+    seen = (block[:, None] == block) | (columns < starts[:, None, None])
     allowed = (causal & seen & valid[:, None, :])[:, None]
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)

@@ -114,6 +114,24 @@ def test_reproduce_lists_and_runs_one_experiment(folder, nashpref):
     assert {path.name for path in (folder / "out/spirals").iterdir()} >= {"config.json", "env.json"}
 
 
+def test_reproduce_leaves_out_what_cannot_run_unless_it_is_named(folder, nashpref, monkeypatch):
+    for name in EXPERIMENTS.keys() - {"spirals", "network_rules"}:
+        monkeypatch.delitem(EXPERIMENTS, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = nashpref("reproduce", "--quick", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "nashpref: skipping network_rules: pip install 'nashpref[llm]'\n"
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["figures", "spirals"]
+    named = nashpref("reproduce", "network_rules", "--quick", "--out", "other")
+    assert named.returncode == 2
+    assert "network_rules needs torch: pip install 'nashpref[llm]'" in named.stderr
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    blind = nashpref("reproduce", "--quick", "--out", "other")
+    assert blind.returncode == 2
+    assert "pip install 'nashpref[plot]'" in blind.stderr
+    assert not (folder / "other").exists()
+
+
 def test_resume_continues_a_saved_trace(folder, nashpref):
     arguments = ("--rule", "nash-md", "--beta", 0.1)
     assert nashpref("solve", "game.csv", *arguments, "--steps", 50, "--out", "a.npz").returncode == 0

@@ -1,6 +1,7 @@
 """Win-rates and exploitability of neural policies, against enumeration."""
 
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import nashpref as npf
+from nashpref.llm import opponents
 from nashpref.llm.certificates import exploitability, lower_bound
 from nashpref.llm.encoding import Encoder, collate
 from nashpref.llm.environments import rock_paper_scissors_of_styles
@@ -269,21 +271,34 @@ def test_the_interval_is_that_of_prompts(tmp_path):
     assert set(alone) == {"win_rate/reference"}
 
 
-def test_previous_survives_a_run_that_is_cut_off(tmp_path):
+def test_processes_share_the_prompts(tmp_path, monkeypatch):
+    """Each of two, told what one alone would be, finds what is missing of what the other finds."""
+    prompts = list(TASK.prompts) * 3 + [TASK.prompts[0]]
+    alone, parts = [], []
+    monkeypatch.setattr(opponents, "gather_object", lambda given: alone.append(given) or given)
+    expected = trainer(tmp_path / "alone", eval_dataset=prompts).evaluate()
+    for index in range(2):
+        run, found, told = trainer(tmp_path / str(index), eval_dataset=prompts), [], iter(alone)
+        run.opponents.own = slice(index, None, 2)
+
+        def gather(given, found=found, told=told):
+            found.append(given)
+            return next(told)[::-1]  # in no particular order
+
+        monkeypatch.setattr(opponents, "gather_object", gather)
+        assert run.evaluate() == expected
+        parts.append(found)
+    asked = [whole != [{}] for whole in alone]  # no previous one
+    assert sum(asked) == 3
+    for whole, ours, theirs in itertools.compress(zip(alone, *parts, strict=True), asked):
+        assert sorted(ours + theirs) == whole
+        assert (len(ours), len(theirs)) == (4, 3)
+
+
+def test_previous_survives_a_run_that_is_cut_off(tmp_path, cut_off):
     options = {"rounds": 4, "updates": 2, "eval_every": 2, "save_every": 1}
     expected = trainer(tmp_path / "whole", **options).train(progress=False)
-    cut = trainer(tmp_path / "cut", **options)
-    advance, calls = cut.objective.advance, []
-
-    def dying(metrics):
-        calls.append(1)
-        if len(calls) > 5:
-            raise RuntimeError("the machine is gone")
-        return advance(metrics)
-
-    cut.objective.advance = dying
-    with pytest.raises(RuntimeError, match="gone"):
-        cut.train(progress=False)
+    cut_off(trainer(tmp_path / "cut", **options), 5)
     found = trainer(tmp_path / "cut", **options).train(progress=False)
     drop = {"seconds"}
     assert [{k: v for k, v in r.items() if k not in drop} for r in found] == [

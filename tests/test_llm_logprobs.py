@@ -17,7 +17,12 @@ from nashpref.llm.logprobs import (  # noqa: E402
     reference_logps,
     token_logps,
 )
-from nashpref.llm.shared_prompt import can_share_prompts, pair_logps  # noqa: E402
+from nashpref.llm.shared_prompt import (  # noqa: E402
+    can_share_prompts,
+    cheapest,
+    group_logps,
+    pair_logps,
+)
 
 torch.set_num_threads(1)
 # peft asks transformers 5 for a name that it has deprecated
@@ -372,6 +377,40 @@ def test_shared_prompts_under_autocast_and_peft():
     with torch.autocast("cpu", torch.bfloat16):
         rough = pair_logps(model, tokens)
     torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.5)
+
+
+def group_tokens(K):
+    """Prompts of 3, 1 and 6 tokens with K completions each, of 1 to 5 tokens."""
+    grouped = []
+    for start, first in ((3, 0), (1, 20), (6, 40)):
+        group = rows(*((start, 1 + (start + k) % 5) for k in range(K)), seed=first)
+        grouped += [Encoded([*group[0].ids[:start], *each.ids[start:]], start) for each in group]
+    return collate(grouped, PAD)
+
+
+@pytest.mark.parametrize("K", [1, 2, 5])
+def test_one_pass_over_the_prompt_of_many_completions(K):
+    model, tokens = build("GPT-2, tied"), group_tokens(K)
+    apart = completion_logps(model, tokens, temperature=0.7)
+    shared = group_logps(model, tokens, K, temperature=0.7)
+    torch.testing.assert_close(shared, apart, rtol=0.0, atol=1e-11)
+    expected, got = gradients(model, apart), gradients(model, shared)
+    for key in expected:
+        assert (got[key] - expected[key]).abs().max() < 1e-11 * expected[key].abs().max(), key
+    with pytest.raises(ValueError, match=f"{3 * K} rows: 7 of each prompt"):
+        group_logps(model, tokens, 7)
+
+
+def test_long_prompts_are_shared_by_more():
+    model = build()
+
+    def tokens(P, R):
+        mask = torch.arange(P + R).expand(12, -1) >= P
+        return Tokens(torch.zeros_like(mask, dtype=torch.int64), torch.ones_like(mask), mask)
+
+    found = [cheapest(model, tokens(P, R), 12) for P, R in ((1, 400), (40, 20), (400, 2))]
+    assert found[0] == 1
+    assert 1 < found[1] < found[2] == 12
 
 
 def test_models_that_cannot_share_prompts_say_so():

@@ -258,6 +258,24 @@ def test_the_surrogate():
         clipped_surrogate(old, old, old[:5], clip=0.2)
 
 
+def test_the_surrogate_followed_further_up_than_down():
+    """The lecture's clip, 0.8 to 2: what is praised may double, what is blamed loses a fifth."""
+    old = torch.zeros(5, dtype=torch.float64)
+    ratio = torch.tensor([0.7, 0.9, 1.5, 1.9, 2.1], dtype=torch.float64)
+    for advantage, inside in ((3.0, [1, 1, 1, 1, 0]), (-3.0, [0, 1, 1, 1, 1])):
+        logps = ratio.log().requires_grad_()
+        loss = clipped_surrogate(logps, old, torch.full_like(old, advantage), clip=(0.2, 1.0))
+        (found,) = torch.autograd.grad(loss.sum(), logps)
+        close(found, -advantage * ratio * torch.tensor(inside))
+        expected = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 2.0) * advantage)
+        close(loss.detach(), expected)
+        same = clipped_surrogate(ratio.log(), old, torch.full_like(old, advantage), clip=(0.3, 0.3))
+        close(same, clipped_surrogate(ratio.log(), old, torch.full_like(old, advantage), clip=0.3))
+    for clip, message in (((0.0, 1.0), "clip_low = 0"), ((0.2, -1.0), "clip_high = -1"), ((0.2,), "or two")):
+        with pytest.raises(ValueError, match=message):
+            clipped_surrogate(old, old, old, clip=clip)
+
+
 def test_the_value_loss():
     values = torch.tensor([0.0, 0.1, 0.5, -0.5], requires_grad=True)
     old, returns = torch.zeros(4), torch.ones(4)

@@ -169,27 +169,50 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, la
 # --- losses ---
 
 
-def clipped_surrogate(logps: Tensor, old: Tensor, advantages: Tensor, *, clip: float) -> Tensor:
-    """PPO: `−min(ρA, clip(ρ, 1 − ε, 1 + ε) A)` with `ρ = π/π_old`.
+def clipped_surrogate(
+    logps: Tensor, old: Tensor, advantages: Tensor, *, clip: float | tuple[float, float]
+) -> Tensor:
+    """PPO: `−min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A)` with `ρ = π/π_old`.
 
     At π = π_old its gradient is `−A ∇log π`, that of REINFORCE, so that on the first step after drawing
-    nothing is clipped. It is zero where ρ has already moved by more than ε in the direction of A.
+    nothing is clipped. It is zero where ρ has already moved by more than ε in the direction of A: below
+    1 − ε_low of what is blamed, above 1 + ε_high of what is praised. An ε_high above ε_low lets what was
+    unlikely and turned out well grow for longer.
 
     Args:
         logps: log π, `(N, T)`, of tokens or of whole responses.
         old: log π_old of the policy that drew, `(N, T)`.
         advantages: `(N, T)`.
-        clip: ε > 0.
+        clip: ε > 0 for both, or (ε_low, ε_high).
 
     Returns:
         `(N, T)`.
 
-    Source: arXiv:1707.06347, eq. 7.
+    Raises:
+        ValueError: an ε that is not positive, or not two of them.
+
+    Source: arXiv:1707.06347, eq. 7; with two ε arXiv:2503.14476, eq. 10.
     """
-    positive(clip=clip)
+    low, high = clip_range(clip)
     same_shape(logps=logps, old=old, advantages=advantages)
     ratio = torch.exp(logps - old)
-    return -torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1.0 - low, 1.0 + high) * advantages)
+
+
+def clip_range(clip: float | tuple[float, float]) -> tuple[float, float]:
+    """(ε_low, ε_high) of what `clipped_surrogate` takes.
+
+    Raises:
+        ValueError: an ε that is not positive, or not two of them.
+    """
+    if isinstance(clip, int | float):
+        positive(clip=clip)
+        return clip, clip
+    if len(clip) != 2:
+        raise ValueError(f"clip = {clip}: one number is needed, or two, how far down and how far up")
+    low, high = clip
+    positive(clip_low=low, clip_high=high)
+    return low, high
 
 
 def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, *, clip: float) -> Tensor:

@@ -73,6 +73,64 @@ def from_reward(function: Reward, scale: float = 1.0) -> RewardPreference:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearPreference:
+    """See `from_linear_reward`."""
+
+    function: Reward
+    scale: float = 1.0
+
+    def __call__(self, prompts: Sequence[Text], a: Sequence[Text], b: Sequence[Text]) -> Tensor:
+        """`1/2 + scale · (r_a − r_b)`, `(N,)` float64."""
+        _as_many(prompts, a, b)
+        return self._probability(self._rewards(prompts, a) - self._rewards(prompts, b))
+
+    def matrix(self, prompt: Text, responses: Sequence[Text]) -> FloatArray:
+        """From K rewards."""
+        r = self._rewards([prompt] * len(responses), responses)
+        return np.asarray(self._probability(r[:, None] - r).numpy())
+
+    def cross(
+        self, prompts: Sequence[Text], a: Sequence[Sequence[Text]], b: Sequence[Sequence[Text]]
+    ) -> Tensor:
+        """All of N prompts' K responses against all K', from their rewards: `(N, K, K')`."""
+        ours, theirs = (
+            self._rewards(
+                [x for x, y in zip(prompts, each, strict=True) for _ in y], [z for y in each for z in y]
+            )
+            for each in (a, b)
+        )
+        N = len(prompts)
+        return self._probability(ours.view(N, -1, 1) - theirs.view(N, 1, -1))
+
+    def _rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        return checked(self.function(prompts, responses), prompts, "the reward", -np.inf, np.inf)
+
+    def _probability(self, difference: Tensor) -> Tensor:
+        largest = float(difference.abs().max()) if difference.numel() else 0.0
+        if largest * self.scale > 0.5:
+            raise ValueError(
+                f"rewards {largest:.6g} apart with scale = {self.scale} make no probability of "
+                f"1/2 + scale · difference: take a scale of at most {0.5 / largest:.6g}"
+            )
+        return 0.5 + self.scale * difference
+
+
+def from_linear_reward(function: Reward, scale: float = 1.0) -> LinearPreference:
+    """`Pr(a ≻ b | x) = 1/2 + scale · (r(x, a) − r(x, b))`: RLHF as a game.
+
+    Whom one plays adds a constant to payoffs, so that a rule with this preference maximises
+    `E[scale · r] − β KL(π‖μ)`: GDA, and of dialogues MTPO, is then the mirror descent of (multi-turn) RLHF.
+
+    Args:
+        function: r.
+        scale: above 0; so small that differences stay within 1/2, which is checked.
+    """
+    if not 0.0 < scale < np.inf:
+        raise ValueError(f"scale = {scale}: a positive number is needed")
+    return LinearPreference(function, scale)
+
+
+@dataclass(frozen=True, slots=True)
 class JudgePreference:
     """See `from_judge`."""
 
