@@ -7,22 +7,24 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from torch import nn
 
 from nashpref.llm.algorithms import GRPO, PPO, REINFORCE, RLOO, Algorithm, DrGRPO, Kimi, ReMax
 from nashpref.llm.config import from_mapping
-from nashpref.llm.data import Record, Text
+from nashpref.llm.data import Record
 from nashpref.llm.loading import load_preference
 from nashpref.llm.methods.base import Save
 from nashpref.llm.methods.iterative import prompts_of
 from nashpref.llm.methods.policies import PolicyMethod, save_policy
 from nashpref.llm.nash import NashConfig, NashTrainer
 from nashpref.llm.online import OnlineConfig, OnlineTrainer
+from nashpref.llm.preferences.adapters import Reward
 from nashpref.llm.preferences.models import BradleyTerryModel
 from nashpref.llm.rlhf import RLHFConfig, RLHFTrainer
+from nashpref.llm.verifiable import ThinkAnswer, VerifiableTask, greedy_metrics, same_number, same_text
 from nashpref.mirror import UpdateRule
 from nashpref.named_rules import make_rule, nearest
 
@@ -56,8 +58,10 @@ class Online(PolicyMethod):
         object.__setattr__(self, "train", train)
 
     @abstractmethod
-    def trainer(self, model: nn.Module, tokenizer: Any, prompts: list[Text], held_out: Any) -> OnlineTrainer:
-        """Of the model, on prompts, evaluated on those held out, None if there are none."""
+    def trainer(
+        self, model: nn.Module, tokenizer: Any, records: Sequence[Record], held_out: Sequence[Record]
+    ) -> OnlineTrainer:
+        """Of the model, on the prompts of records, evaluated on those held out, if there are any."""
 
     def run(
         self,
@@ -70,7 +74,7 @@ class Online(PolicyMethod):
     ) -> Save:
         """The trainer's; what is saved is the policy after the last round."""
         model, encoder = self.policy(records, accelerator.device)
-        trainer = self.trainer(model, encoder.tokenizer, prompts_of(records), prompts_of(held_out) or None)
+        trainer = self.trainer(model, encoder.tokenizer, records, held_out)
         trainer.train(options=options, progress=progress)
         return partial(save_policy, model, encoder.tokenizer)
 
@@ -101,10 +105,37 @@ class Nash(Online):
         except ValueError as error:
             raise ValueError(f"rule: {error}") from None
 
-    def trainer(self, model: nn.Module, tokenizer: Any, prompts: list[Text], held_out: Any) -> NashTrainer:
+    def trainer(
+        self, model: nn.Module, tokenizer: Any, records: Sequence[Record], held_out: Sequence[Record]
+    ) -> NashTrainer:
         """`NashTrainer`."""
         rule, judge = self.update_rule(), load_preference(self.preference)
-        return NashTrainer(model, rule, judge, self.train, prompts, tokenizer, eval_dataset=held_out)
+        prompts, others = prompts_of(records), prompts_of(held_out) or None
+        return NashTrainer(model, rule, judge, self.train, prompts, tokenizer, eval_dataset=others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A reward of 1 for the right answer, which the records hold as their completions; else 0.
+
+    Attributes:
+        check: "text", exact match but for white space at both ends, or "number".
+        think_answer: ask for the form of `nashpref.llm.verifiable.ThinkAnswer`, with this weight; None: the
+            response is the answer.
+    """
+
+    check: Literal["text", "number"]
+    think_answer: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.think_answer is not None and not 0.0 <= self.think_answer <= 1.0:
+            raise ValueError(f"think_answer = {self.think_answer}: a weight in [0, 1] is needed")
+
+    def reward(self, records: Sequence[Record], held_out: Sequence[Record]) -> Reward:
+        """Of these records."""
+        check = same_text if self.check == "text" else same_number
+        task = VerifiableTask(records, held_out, check=check)
+        return task if self.think_answer is None else ThinkAnswer(task, weight=self.think_answer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +144,13 @@ class RLHF(Online):
 
     Attributes:
         algorithm: its `name`, one of `ALGORITHMS`, and its options.
-        reward: folder of a saved Bradley–Terry model.
+        reward: folder of a saved Bradley–Terry model, or how answers are checked, see `Checked`; the mean of
+            the latter on greedy responses to the held-out prompts is then logged as `greedy_reward`.
         train: see `RLHFConfig`.
     """
 
     algorithm: dict[str, Any]
-    reward: str
+    reward: str | Checked
     train: RLHFConfig
 
     def __post_init__(self) -> None:
@@ -134,13 +166,42 @@ class RLHF(Online):
             raise ValueError(f"algorithm: no {name!r}{nearest(name, ALGORITHMS)}; there are {known}")
         return from_mapping(options, ALGORITHMS[name], "algorithm")
 
-    def trainer(self, model: nn.Module, tokenizer: Any, prompts: list[Text], held_out: Any) -> RLHFTrainer:
+    def trainer(
+        self, model: nn.Module, tokenizer: Any, records: Sequence[Record], held_out: Sequence[Record]
+    ) -> RLHFTrainer:
         """`RLHFTrainer`."""
-        reward = load_preference(self.reward)
+        prompts, others = prompts_of(records), prompts_of(held_out) or None
+        reward: Reward | BradleyTerryModel
+        measure = None
+        if isinstance(self.reward, Checked):
+            reward = self.reward.reward(records, held_out)
+            if others:
+                measure = greedy_metrics(
+                    {"greedy_reward": reward},
+                    others,
+                    tokenizer,
+                    max_new_tokens=self.train.max_new_tokens,
+                    max_length=self.data.max_length,
+                )
+        else:
+            reward = self.reward_model(self.reward)
+        return RLHFTrainer(
+            model,
+            self.gradient(),
+            reward,
+            self.train,
+            prompts,
+            tokenizer,
+            eval_dataset=others,
+            compute_metrics=measure,
+        )
+
+    def reward_model(self, folder: str) -> BradleyTerryModel:
+        """That is saved there."""
+        reward = load_preference(folder)
         if not isinstance(reward, BradleyTerryModel):
             raise ValueError(
-                f"{self.reward}: holds a {type(reward).__name__}, which has no rewards; a BradleyTerryModel "
-                "is needed: train one with method: bradley_terry"
+                f"{folder}: holds a {type(reward).__name__}, which has no rewards; a BradleyTerryModel is "
+                "needed: train one with method: bradley_terry"
             )
-        algorithm = self.gradient()
-        return RLHFTrainer(model, algorithm, reward, self.train, prompts, tokenizer, eval_dataset=held_out)
+        return reward
