@@ -16,9 +16,12 @@ from typing import Literal
 import nashpref as npf
 from nashpref.experiments import (
     averages,
+    best_of_n,
     comal,
     contraction,
+    decoding,
     dialogue,
+    dialogue_training,
     exploitability,
     geometries,
     learned_preference,
@@ -30,6 +33,7 @@ from nashpref.experiments import (
     network_rules,
     ompo_mpo,
     regularised,
+    reversal,
     spirals,
 )
 from nashpref.experiments.common import Experiment, save
@@ -52,6 +56,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "network_opponents": network_opponents.EXPERIMENT,
     "network_methods": network_methods.EXPERIMENT,
     "learned_preference": learned_preference.EXPERIMENT,
+    "dialogue_training": dialogue_training.EXPERIMENT,
+    "decoding": decoding.EXPERIMENT,
+    "best_of_n": best_of_n.EXPERIMENT,
+    "reversal": reversal.EXPERIMENT,
 }
 
 
@@ -83,11 +91,12 @@ def reproduce(
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         raise ValueError(f"no experiment {unknown[0]!r}: there are {', '.join(EXPERIMENTS)}")
     for name in names:
-        for package in EXPERIMENTS[name].needs:
-            if importlib.util.find_spec(package) is None:
-                raise ValueError(
-                    f"{name} needs {package}: pip install 'nashpref[llm]', or name other experiments"
-                )
+        if packages := missing(name):
+            raise ValueError(
+                f"{name} needs {packages[0]}: pip install 'nashpref[llm]', or name other experiments"
+            )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("figures need matplotlib: pip install 'nashpref[plot]'")
     if data and "exploitability" not in names:
         raise ValueError(
             f"{data[0]}: only the experiment 'exploitability' uses matrices, and it is not named"
@@ -107,6 +116,11 @@ def reproduce(
             written += draw(name, out)
             bar(done)
     return written
+
+
+def missing(name: str) -> list[str]:
+    """The packages that an experiment needs and that are not installed."""
+    return [package for package in EXPERIMENTS[name].needs if importlib.util.find_spec(package) is None]
 
 
 def draw(name: str, out: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
+from nashpref.llm.decoding.models import FarmaModel, PrefixValueModel
 from nashpref.llm.encoding import Encoder
 from nashpref.llm.logprobs import check_model
 from nashpref.llm.preferences.models import (
@@ -18,8 +19,13 @@ from nashpref.llm.preferences.models import (
     PreferenceModel,
 )
 
+Guiding = BradleyTerryModel | PrefixValueModel | FarmaModel
+
 PREFERENCES: dict[str, type[PreferenceModel]] = {
     kind.__name__: kind for kind in (PairwisePreferenceModel, GeneralPreferenceModel, BradleyTerryModel)
+}
+REWARDS: dict[str, type[Guiding]] = {
+    kind.__name__: kind for kind in (BradleyTerryModel, PrefixValueModel, FarmaModel)
 }
 
 
@@ -31,7 +37,7 @@ class Policy(NamedTuple):
 
 
 def architecture(folder: str) -> str:
-    """The class of the model in a folder, as its config.json names it: a preference or a causal model's.
+    """The class of the model in a folder, as its config.json names it: a preference, reward or causal one.
 
     Raises:
         ValueError: no folder, no config.json in it, or a model of another kind.
@@ -50,8 +56,8 @@ def architecture(folder: str) -> str:
         name = str(content["architectures"][0])
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{config}: names no architecture; save the model with save_pretrained") from None
-    if name not in PREFERENCES and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        known = ", ".join(PREFERENCES)
+    if name not in {*PREFERENCES, *REWARDS, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
+        known = ", ".join(PREFERENCES | REWARDS)
         raise ValueError(f"{folder}: holds a {name}; a causal language model or one of {known} is needed")
     return name
 
@@ -64,10 +70,23 @@ def load_preference(folder: str) -> PreferenceModel:
     """
     kind = architecture(folder)
     if kind not in PREFERENCES:
-        raise ValueError(f"{folder}: holds a {kind}, a policy; one of {', '.join(PREFERENCES)} is needed")
-    model: PreferenceModel = _load(PREFERENCES[kind], folder)
-    if model.config.max_tokens is None:
-        model.config.max_tokens = getattr(model.backbone.config, "max_position_embeddings", None)
+        raise ValueError(f"{folder}: holds a {kind}; one of {', '.join(PREFERENCES)} is needed")
+    model: PreferenceModel = _load_head(PREFERENCES[kind], folder)
+    return model
+
+
+def load_reward(folder: str) -> Guiding:
+    """The model in a folder that gives responses and their beginnings a reward, likewise.
+
+    Raises:
+        ValueError: another kind of model, a file that is damaged, or no tokenizer.
+    """
+    kind = architecture(folder)
+    if kind not in REWARDS:
+        raise ValueError(
+            f"{folder}: holds a {kind}, which has no rewards; one of {', '.join(REWARDS)} is needed"
+        )
+    model: Guiding = _load_head(REWARDS[kind], folder)
     return model
 
 
@@ -80,12 +99,19 @@ def load_policy(folder: str) -> Policy:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     kind = architecture(folder)
-    if kind in PREFERENCES:
+    if kind in PREFERENCES | REWARDS:
         raise ValueError(f"{folder}: holds a {kind}; a policy, a causal language model, is needed")
     model = _load(AutoModelForCausalLM, folder, use_safetensors=True)
     check_model(model)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return Policy(model, Encoder(AutoTokenizer.from_pretrained(folder), room))
+
+
+def _load_head(kind: Any, folder: str) -> Any:
+    model = _load(kind, folder)
+    if model.config.max_tokens is None:
+        model.config.max_tokens = getattr(model.backbone.config, "max_position_embeddings", None)
+    return model
 
 
 def _load(kind: Any, folder: str, **options: Any) -> Any:

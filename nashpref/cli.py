@@ -115,7 +115,7 @@ def _theorems(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from nashpref.experiments import EXPERIMENTS, reproduce
+    from nashpref.experiments import EXPERIMENTS, missing, reproduce
 
     if options.list:
         width = max(map(len, EXPERIMENTS))
@@ -125,7 +125,12 @@ def _reproduce(options: argparse.Namespace) -> int:
     for name in options.names:
         if name not in EXPERIMENTS:
             raise ValueError(f"no experiment {name!r}{nearest(name, EXPERIMENTS)}; --list shows them all")
-    names, out = options.names or list(EXPERIMENTS), Path(options.out)
+    names, out = options.names, Path(options.out)
+    if not names:
+        skipped = [name for name in EXPERIMENTS if missing(name)]
+        names = [name for name in EXPERIMENTS if name not in skipped]
+        if skipped:
+            print(f"nashpref: skipping {', '.join(skipped)}: pip install 'nashpref[llm]'", file=sys.stderr)
     for path in reproduce(names, size=options.size, out=out, data=options.data, progress=True):
         print(f"wrote {path}")
     return 0
@@ -147,18 +152,39 @@ def _evaluate(options: argparse.Namespace) -> int:
         from nashpref.llm.evaluation_report import Settings
     except ModuleNotFoundError as error:
         raise ValueError(f"evaluate needs {error.name}: pip install 'nashpref[llm]'") from None
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "columns"]
+    given = {name: getattr(options, name) for name in names}
+    code = evaluate_command.main(
+        Settings(**given, columns=_columns(options) or None), options.json, options.figure
+    )
+    for path in outputs:
+        print(f"wrote {path}")
+    return code
+
+
+def _generate(options: argparse.Namespace) -> int:
+    _writable(options, "out")
+    try:
+        from nashpref.llm import generate_command
+    except ModuleNotFoundError as error:
+        raise ValueError(f"generate needs {error.name}: pip install 'nashpref[llm]'") from None
+    names = [field.name for field in dataclasses.fields(generate_command.Settings)]
+    given = {name: getattr(options, name) for name in names if name != "columns"}
+    settings = generate_command.Settings(**given, columns=_columns(options) or None)
+    code = generate_command.main(settings, options.out)
+    if code == 0:
+        print(f"wrote {options.out}")
+    return code
+
+
+def _columns(options: argparse.Namespace) -> dict[str, str]:
     columns = {}
     for item in options.column:
         key, equals, name = item.partition("=")
         if not equals:
             raise ValueError(f"--column {item}: write it as FIELD=COLUMN, such as chosen=best")
         columns[key] = name
-    names = [field.name for field in dataclasses.fields(Settings) if field.name != "columns"]
-    given = {name: getattr(options, name) for name in names}
-    code = evaluate_command.main(Settings(**given, columns=columns or None), options.json, options.figure)
-    for path in outputs:
-        print(f"wrote {path}")
-    return code
+    return columns
 
 
 def _zoo(options: argparse.Namespace) -> int:
@@ -314,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--force", action="store_true", help="replace output files that exist")
 
     sub = command("reproduce", _reproduce, "run the experiments and draw their figures")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="experiments; all when none is named")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="experiments (default: all that can run)")
     sub.add_argument("--list", action="store_true", help="list the experiments")
     size = sub.add_mutually_exclusive_group()
     for flag, text in (("quick", "small settings, for a look"), ("full", "more games and steps")):
@@ -401,6 +427,35 @@ def _parser() -> argparse.ArgumentParser:
     policy.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
     sub.add_argument("--json", metavar="FILE", help="save everything as JSON")
     sub.add_argument("--figure", metavar="PNG", help="draw the calibration of a preference model")
+    force(sub)
+
+    sub = command("generate", _generate, "answer prompts with a saved policy, by a method of decoding")
+    sub.add_argument("model", metavar="FOLDER", help="a saved causal language model")
+    sub.add_argument("--data", required=True, metavar="FILE", help="records with prompts, as evaluate takes")
+    sub.add_argument("--out", required=True, metavar="JSONL", help="a line for each prompt")
+    sub.add_argument(
+        "--method",
+        default="sample",
+        help="sample (default), greedy, best_of_n, bradley_terry, equilibrium, guided or cards",
+    )
+    sub.add_argument("--reward", metavar="FOLDER", help="Bradley–Terry, prefix value or FaRMA model")
+    sub.add_argument("--preference", metavar="FOLDER", help="preference model that compares the responses")
+    sub.add_argument("--samples", type=int, help="responses; n of best of n (default: 16 there, else 1)")
+    sub.add_argument("--temperature", type=float, help="of the samples (default: 1)")
+    sub.add_argument("--beta", type=float, help="weight of the KL of equilibrium, guided and cards")
+    sub.add_argument("--top-k", type=int, help="candidates for the next token, of guided (default: 10)")
+    sub.add_argument(
+        "--min-p", type=float, help="their least probability relative to the first's (default: 0)"
+    )
+    for name in ("goal", "floor", "entropy"):
+        sub.add_argument(f"--{name}", type=float, help="of cards")
+    sub.add_argument("--max-new-tokens", type=int, default=128, help="longest response (default: 128)")
+    sub.add_argument("--batch-size", type=int, default=16, help="responses at once (default: 16)")
+    sub.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    sub.add_argument(
+        "--column", action="append", default=[], metavar="FIELD=COLUMN", help="where columns have other names"
+    )
+    sub.add_argument("--skip-bad", action="store_true", help="leave bad rows out")
     force(sub)
     return parser
 

@@ -145,7 +145,7 @@ def test_adapters_are_trained_and_merged(folder):
         (["train.lora={rank: 2}"], "c.yaml: train: lora is set by model.lora"),
         (["train.max_length=8"], "c.yaml: train: max_length is set by data.max_length"),
         (["train.max_steps=8"], "max_steps = 8: rounds decide how long training takes"),
-        (["preference=policy"], "policy: holds a LlamaForCausalLM, a policy"),
+        (["preference=policy"], "policy: holds a LlamaForCausalLM; one of"),
         (["preference=none"], "none: is no folder"),
     ],
 )
@@ -213,7 +213,7 @@ def test_lists_evaluation_adapters_and_a_plain_function_together(tmp_path, estim
         assert torch.equal(trainer.model(ids).logits, base(ids).logits)
     assert not torch.equal(trainer.model(ids).logits, base(ids).logits)
     # The opponent is π^{1−ηβ} μ^{ηβ} with the η of the round, and both factors are there.
-    (opponent,) = {trainer.objective.policy(name) for name in trainer.objective.step.payoffs}
+    opponent = trainer.objective.policy("mixture")
     assert [weight for _, weight in opponent.parts] == pytest.approx([0.75, 0.25])
     assert opponent.parts[1][0] is reference
 
