@@ -3,8 +3,8 @@
 All start from one model. On `cycle`, whose dialogues are compared at their end and in a circle, MTPO and
 MTPO-τ go to the regularised equilibrium, OMPO and MPO by their averages to that of the game itself. RLHF has
 the Bradley–Terry reward that fits the judge best on μ's dialogues, DPO takes turns for single responses whose
-dialogues μ goes on with; both aim elsewhere. RLHF and DPO have 4β, which on a control with a reward of small
-range makes the same of all (`network_methods`).
+dialogues μ goes on with; both aim elsewhere. DPO's gap is that of its policy given that it says words. RLHF
+and DPO have 4β, which on a control with a reward of small range makes the same of all (`network_methods`).
 
 On `cycles_at_every_turn` MTPO compares dialogues after every turn, or only at their end. The second cannot
 bring the gap below the part that turns before the last have in μ's.
@@ -240,7 +240,10 @@ def best_fit(task: DialogueTask, mu: list[FloatArray]) -> tuple[Preference, floa
 
 
 def direct(model: PreTrainedModel, task: DialogueTask, mu: list[FloatArray], settings: Settings) -> float:
-    """The regularised gap after DPO on single turns: two words, each of which μ goes on from to the end."""
+    """The regularised gap after DPO on single turns: two words, each of which μ goes on from to the end.
+
+    Of the policy given that it says words at all, see `saying_words`.
+    """
     from nashpref.experiments.networks import aligned
 
     s = settings
@@ -253,7 +256,14 @@ def direct(model: PreTrainedModel, task: DialogueTask, mu: list[FloatArray], set
         learning_rate=s.dpo_rate,
         seed=s.seed,
     )
-    return float(task.gap(trained, s.beta, mu).mean())
+    policy = [saying_words(*each) for each in zip(task.policy(trained), mu, strict=True)]
+    return float(task.gap(policy, s.beta, mu).mean())
+
+
+def saying_words(policy: FloatArray, mu: FloatArray) -> FloatArray:
+    """The policy given that it says a word, which it does as often as μ: DPO sees nothing else, and leaks."""
+    valid = policy[..., :-1] / policy[..., :-1].sum(axis=-1, keepdims=True)
+    return np.concatenate([valid * (1.0 - mu[..., -1:]), mu[..., -1:]], axis=-1)
 
 
 def pairs(task: DialogueTask, mu: list[FloatArray], rng: np.random.Generator, count: int) -> list[Pair]:

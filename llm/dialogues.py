@@ -89,6 +89,33 @@ class User:
 
 
 @dataclass(frozen=True)
+class Scripted:
+    """A user who says these lines, one after another, and then no more.
+
+    Attributes:
+        lines: after each turn of the policy the next one.
+    """
+
+    lines: tuple[str, ...]
+
+    @property
+    def turns(self) -> int:
+        """H, one more than there are lines."""
+        return len(self.lines) + 1
+
+    def reset(self, prompt: Text) -> Messages:
+        """See `opening`."""
+        return opening(prompt)
+
+    def respond(
+        self, prompts: Sequence[Text], dialogues: Sequence[Messages], generators: Sequence[Generator]
+    ) -> list[str | None]:
+        """The next line."""
+        turns = [(len(d) - len(opening(x))) // 2 for x, d in zip(prompts, dialogues, strict=True)]
+        return [self.lines[turn] if turn < len(self.lines) else None for turn in turns]
+
+
+@dataclass(frozen=True)
 class Recorded:
     """Users as they were recorded: prompts are whole dialogues, of which the user's turns are said again.
 
@@ -168,16 +195,6 @@ class ModelUser:
             if message["role"] in exchanged
         ]
         return [{"role": "user", "content": self.instruction}, *said]
-
-
-def scripted(*lines: str) -> User:
-    """A user who says these, one after another, and then no more: H is one more than there are lines."""
-
-    def reply(dialogue: Messages) -> str | None:
-        turn = sum(message["role"] == "assistant" for message in dialogue)
-        return lines[turn - 1] if turn <= len(lines) else None
-
-    return User(reply, len(lines) + 1)
 
 
 def opening(prompt: Text) -> list[Mapping[str, str]]:

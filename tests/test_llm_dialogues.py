@@ -17,7 +17,7 @@ from nashpref.dynamic_programming import action_values
 from nashpref.llm.batching import LengthBuckets
 from nashpref.llm.completions import CompletionSpace
 from nashpref.llm.dialogue_tasks import control, cycle, cycles_at_every_turn
-from nashpref.llm.dialogues import ModelUser, Recorded, User, opening, replies, scripted
+from nashpref.llm.dialogues import ModelUser, Recorded, Scripted, User, opening, replies
 from nashpref.llm.encoding import Encoder, Tokens, collate, encode_demonstrations
 from nashpref.llm.interpreter import MirrorObjective
 from nashpref.llm.nash import NashConfig, NashTrainer
@@ -66,7 +66,7 @@ def space(model, geometry=Geometry.PER_STATE, beta=0.0, task=TASK, samples=4, **
 
 
 def test_a_script_is_said_line_by_line_and_then_the_dialogue_is_over():
-    user = scripted("why?", "and then?")
+    user = Scripted(("why?", "and then?"))
     assert user.turns == 3
     dialogues = [
         said("hi", "a"),

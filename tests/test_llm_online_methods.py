@@ -107,6 +107,35 @@ def test_every_rule_has_its_name(folder, name):
     assert logged("round")[-1] == 1.0
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        "{turns: 2, lines: [tell e]}",
+        "{turns: 3}",
+        "{turns: 2, model: policy, instruction: say f}",
+    ],
+    ids=["a script", "as recorded", "a model"],
+)
+def test_dialogues(folder, environment):
+    Path("prompts.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"\n\nHuman: say {w}\n\nAssistant: b\n\nHuman: tell e\n\nAssistant:"})
+            + "\n"
+            for w in "abc"
+        )
+    )
+    settings = ["rule={name: mtpo, beta: 0.1, eta: 1.0}", f"environment={environment}", "train.lines=2"]
+    train(read_method("c.yaml", [*settings, "train.rounds=1", "train.max_length=null", "data.max_length=64"]))
+    assert logged("eval/win_rate/reference")
+    (kept,) = Path("out/responses").glob("*.jsonl")
+    first = json.loads(kept.read_text().splitlines()[0])
+    said = first["responses"][0]
+    assert [message["role"] for message in said][:2] == ["assistant", "user"]
+    if "model" not in environment:
+        assert first["prompt"] == [{"role": "user", "content": "say a"}] or len(first["prompt"]) == 3
+        assert said[1]["content"] == "tell e"
+
+
 def test_the_same_command_goes_on_and_another_rule_does_not(folder, capsys):
     assert main(["train", "c.yaml"]) == 0
     whole = Path("out/model/model.safetensors").read_bytes()
@@ -145,6 +174,11 @@ def test_adapters_are_trained_and_merged(folder):
         (["train.lora={rank: 2}"], "c.yaml: train: lora is set by model.lora"),
         (["train.max_length=8"], "c.yaml: train: max_length is set by data.max_length"),
         (["train.max_steps=8"], "max_steps = 8: rounds decide how long training takes"),
+        (["environment={turns: 0}"], "c.yaml: environment: turns = 0"),
+        (["environment={turns: 3, lines: [why]}"], "environment: lines: 1 for 3 turns; 2 are needed"),
+        (["environment={turns: 3, model: policy}"], "environment: model and instruction"),
+        (["environment={turns: 2, lines: [e], model: policy, instruction: b}"], "lines and model"),
+        (["environment={turns: 2}", "train.lines=9"], "lines = 9: from 1 to samples = 4"),
         (["preference=policy"], "policy: holds a LlamaForCausalLM; one of"),
         (["preference=none"], "none: is no folder"),
     ],

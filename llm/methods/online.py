@@ -15,6 +15,7 @@ from torch import nn
 from nashpref.llm.algorithms import GRPO, PPO, REINFORCE, RLOO, Algorithm, DrGRPO, Kimi, ReMax
 from nashpref.llm.config import from_mapping
 from nashpref.llm.data import Record
+from nashpref.llm.dialogues import Environment, ModelUser, Recorded, Scripted
 from nashpref.llm.loading import load_preference
 from nashpref.llm.methods.base import Save
 from nashpref.llm.methods.iterative import prompts_of
@@ -80,6 +81,46 @@ class Online(PolicyMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Talk:
+    """Who is talked to: users as they were recorded, or with one of the others, a script or a model.
+
+    Attributes:
+        turns: H, the most turns of the policy.
+        lines: what the user says, one line after another, whatever the prompt; H − 1 of them at least.
+        model: a folder or name of a chat model that is the user, and what it is told first, `instruction`.
+    """
+
+    turns: int
+    lines: tuple[str, ...] = ()
+    model: str | None = None
+    instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.turns < 1:
+            raise ValueError(f"turns = {self.turns}: at least 1 is needed")
+        if self.lines and self.model is not None:
+            raise ValueError("lines and model: the user follows a script or is a model; leave one out")
+        if (self.model is None) != (self.instruction is None):
+            raise ValueError("model and instruction: a model that is the user has to be told so; give both")
+        if self.lines and len(self.lines) < self.turns - 1:
+            raise ValueError(f"lines: {len(self.lines)} for {self.turns} turns; {self.turns - 1} are needed")
+
+    def environment(self, device: Any, max_new_tokens: int) -> Environment:
+        """That of `NashTrainer`."""
+        if self.lines:
+            return Scripted(self.lines[: self.turns - 1])
+        if self.model is None or self.instruction is None:
+            return Recorded(self.turns)
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model: Any = AutoModelForCausalLM.from_pretrained(self.model, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        return ModelUser(
+            model.to(device), tokenizer, self.turns, self.instruction, max_new_tokens=max_new_tokens
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Nash(Online):
     """An update rule of `nashpref`, by `NashTrainer`.
 
@@ -87,11 +128,13 @@ class Nash(Online):
         rule: its `name`, as `nashpref solve --rule` has it, and its options; a list is a schedule.
         preference: folder of a saved preference model.
         train: see `NashConfig`.
+        environment: for dialogues; None: single responses.
     """
 
     rule: dict[str, Any]
     preference: str
     train: NashConfig
+    environment: Talk | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +154,13 @@ class Nash(Online):
         """`NashTrainer`."""
         rule, judge = self.update_rule(), load_preference(self.preference)
         prompts, others = prompts_of(records), prompts_of(held_out) or None
-        return NashTrainer(model, rule, judge, self.train, prompts, tokenizer, eval_dataset=others)
+        talk = None
+        if self.environment is not None:
+            device = next(model.parameters()).device
+            talk = self.environment.environment(device, self.train.max_new_tokens)
+        return NashTrainer(
+            model, rule, judge, self.train, prompts, tokenizer, eval_dataset=others, environment=talk
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
