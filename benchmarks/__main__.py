@@ -29,6 +29,7 @@ GROUPS = (
     "llm",
     "llm_online",
     "llm_training",
+    "llm_dialogues",
     "llm_decoding",
 )
 LONG = ("llm_training_long",)

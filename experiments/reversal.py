@@ -188,7 +188,7 @@ EXPERIMENT = Experiment(
             every=1,
         ),
         "default": Settings(methods=("group mean, clip 0.8–2.0",)),
-        "full": Settings(seeds=(0, 1, 2)),
+        "full": Settings(rounds=240, every=20, seeds=(0, 1, 2)),
     },
     run,
     needs=("torch", "transformers", "accelerate"),
