@@ -305,6 +305,36 @@ def test_importance_weights_leave_a_part_of_what_sets_the_mixtures_apart(out):
             assert (inside[f"weighted_{K}"] < share * inside["total_variation"]).all()
 
 
+def test_dialogues_start_where_their_exact_rules_do(out):
+    table = read(out / "dialogue_training" / "gaps.csv")
+    methods = set(table["method"])
+    assert methods == {
+        *("MTPO", "MTPO-τ", "OMPO", "MPO", "RLHF", "DPO"),
+        *("compared after every turn", "compared at the end"),
+    }
+    for method in ("MTPO", "MTPO-τ", "OMPO", "MPO", "compared after every turn"):
+        rows = where(table, method=method)
+        assert rows["gap"][0] == pytest.approx(rows["exact"][0], rel=1e-9)
+        assert (np.diff(rows["exact"]) < 0.0).all()
+    rows = where(table, method="compared at the end")
+    assert (rows["exact"] == rows["exact"][0]).all()  # what the last turn alone cannot go below
+    assert 0.0 < rows["exact"][0] < rows["gap"][0]
+
+
+def test_the_equilibrium_of_candidates_is_as_good_as_the_best_where_there_is_one(out):
+    table = read(out / "best_of_n" / "exploitability.csv")
+    for task in set(table["task"]):
+        ours, theirs = (where(table, task=task, selection=each) for each in ("equilibrium", "Bradley–Terry"))
+        np.testing.assert_array_equal(ours["n"], theirs["n"])
+        assert ours["exploitability"][0] == pytest.approx(theirs["exploitability"][0])  # of one
+        if task == "control":
+            np.testing.assert_allclose(ours["exploitability"], theirs["exploitability"], atol=1e-9)
+        else:
+            assert ours["exploitability"][-1] <= theirs["exploitability"][-1]
+        assert (ours["low"] <= ours["exploitability"]).all()
+        assert (ours["exploitability"] <= ours["high"]).all()
+
+
 def test_nothing_of_the_truth_reaches_the_training(monkeypatch):
     """While the policy trains, the task's preference is never asked; its exact gap is only measured."""
     from nashpref.llm.exact_task import Task
