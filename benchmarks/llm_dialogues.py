@@ -24,7 +24,12 @@ WIDTH, STEPS = 64, 400  # of the model, a GPT-2 of one layer, and of its supervi
 
 @dataclass(frozen=True)
 class Recipe:
-    """A rule, and how it is trained; `average`: the gap is that of the average policy, in the game itself."""
+    """A rule, and how it is trained.
+
+    Attributes:
+        average: the gap is that of the average policy, in the game itself. There iterates go on moving to the
+            end, and the learning rate does not decay.
+    """
 
     rule: UpdateRule
     rounds: int
@@ -41,7 +46,7 @@ def falling(t: int) -> float:
 
 RECIPES = {
     "MTPO": Recipe(npf.MTPO(beta=BETA, eta=falling), 80, 8, 32, 3e-3),
-    "OMPO": Recipe(npf.OMPO(eta=3.0), 120, 12, 64, 2e-3, average=True),
+    "OMPO": Recipe(npf.OMPO(eta=3.0), 100, 12, 64, 2e-3, average=True),
 }
 
 
@@ -89,6 +94,7 @@ def reached(name: str) -> Measured:
             batch_size=len(task.prompts),
             max_new_tokens=task.max_new_tokens,
             learning_rate=recipe.learning_rate,
+            schedule="constant" if recipe.average else "linear",
             log_every=10_000,
             eval_every=recipe.updates,
         )

@@ -63,11 +63,11 @@ class Settings:
     eta_mpo: float = 2.0
     regularised_rounds: int = 40
     rounds: int = 60
-    updates: int = 8
+    updates: int = 12
     samples: int = 32
     batch_responses: int = 32
     lines: int = 8
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     pairs: int = 4000
     dpo_steps: int = 200
     dpo_rate: float = 3e-4
@@ -177,6 +177,7 @@ def talk(
             batch_size=len(task.prompts),
             max_new_tokens=task.max_new_tokens,
             learning_rate=s.learning_rate,
+            schedule="constant" if averaged else "linear",  # averaged iterates go on moving to the end
             eval_every=s.updates,
             seed=s.seed,
         )
@@ -334,7 +335,7 @@ EXPERIMENT = Experiment(
             dpo_steps=5,
         ),
         "default": Settings(),
-        "full": Settings(prompts=4, regularised_rounds=80, rounds=120, samples=64),
+        "full": Settings(prompts=4, regularised_rounds=80, rounds=120, samples=64, batch_responses=64),
     },
     run,
     needs=("torch", "transformers", "accelerate"),
