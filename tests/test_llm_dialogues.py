@@ -422,6 +422,35 @@ def test_no_gradient_comes_from_what_the_user_says(model):
     assert int(others.sum()) > int(tokens.completion_mask.sum())
 
 
+def test_what_the_network_expects_the_user_to_say_is_of_no_account(model):
+    """States that predict the user's tokens may be anything: the gradient of the rest is the same."""
+    encoder = Encoder(TASK.tokenizer)
+    shown = TASK.demonstrations(np.random.default_rng(0), 4)
+    tokens = collate([encoder.encode(d.prompt, d.completion) for d in shown], encoder.pad_id)
+    own = torch.cat([tokens.completion_mask[:, 1:], torch.zeros(4, 1, dtype=torch.bool)], dim=1)
+    assert (tokens.completion_mask.diff(dim=1).sum() != 0).any()  # the mask has holes
+
+    def perturbed(module, inputs, output):
+        noise = 10.0 * torch.randn(output[0].shape, generator=torch.Generator().manual_seed(0))
+        output.last_hidden_state = torch.where(own[:, :, None], output[0], output[0] + noise)
+        return output
+
+    objective = Demonstrations(model)
+    expected = gradients(objective, tokens)
+    hook = model.transformer.register_forward_hook(perturbed)
+    found = gradients(objective, tokens)
+    hook.remove()
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a, b)
+    assert max(float(each.abs().max()) for each in expected) > 1e-3
+
+
+def gradients(objective, tokens):
+    objective.zero_grad()
+    objective(tokens)["loss"].sum().backward()
+    return [p.grad.clone() for p in objective.parameters()]
+
+
 # --- training ---
 
 
