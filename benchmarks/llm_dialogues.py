@@ -35,6 +35,7 @@ class Recipe:
     rounds: int
     updates: int
     samples: int
+    batch_responses: int
     learning_rate: float
     average: bool = False
 
@@ -45,8 +46,8 @@ def falling(t: int) -> float:
 
 
 RECIPES = {
-    "MTPO": Recipe(npf.MTPO(beta=BETA, eta=falling), 80, 8, 32, 3e-3),
-    "OMPO": Recipe(npf.OMPO(eta=3.0), 100, 12, 64, 2e-3, average=True),
+    "MTPO": Recipe(npf.MTPO(beta=BETA, eta=falling), 80, 8, 32, 32, 3e-3),
+    "OMPO": Recipe(npf.OMPO(eta=3.0), 104, 12, 128, 64, 1.5e-3, average=True),
 }
 
 
@@ -90,6 +91,8 @@ def reached(name: str) -> Measured:
             updates=recipe.updates,
             reuse=recipe.updates,
             samples=recipe.samples,
+            batch_responses=recipe.batch_responses,
+            warmup_steps=50 if recipe.average else 0,
             lines=8,
             batch_size=len(task.prompts),
             max_new_tokens=task.max_new_tokens,

@@ -40,6 +40,7 @@ class Recipe:
     rounds: int
     schedule: Literal["linear", "cosine"] = "linear"
     batch_responses: int = 32
+    learning_rate: float = 3e-3
 
 
 RECIPES = {
@@ -95,7 +96,7 @@ def nearest(recipe: Recipe, near: float, limit: float = math.inf, seed: int = 0)
             batch_responses=recipe.batch_responses,
             batch_size=len(task.prompts),
             max_new_tokens=task.max_new_tokens,
-            learning_rate=3e-3,
+            learning_rate=recipe.learning_rate,
             schedule=recipe.schedule,
             seed=seed,
             log_every=1000,
